@@ -1,0 +1,43 @@
+"""What a user can get wrong: one clear message, a non-zero exit, no traceback."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class UserError(Exception):
+    """Input that the user can mend. The message says what, where, what was expected, and which flag."""
+
+
+def disk_error(error: OSError, path: str | Path, flag: str) -> UserError:
+    """The message for a write that failed: what was being written, why, and which flag moves it."""
+    why = "the disk is full" if error.errno in FULL else os.strerror(error.errno or errno.EIO)
+    return UserError(f"{path}: cannot be written: {why}. Free some space or give another folder with {flag}.")
+
+
+@contextmanager
+def disk_errors(folder: str | Path, flag: str) -> Iterator[None]:
+    """Turn an OSError of the block into the message of disk_error."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, error.filename or folder, flag) from None
+
+
+def run_main(main: Callable[[], object]) -> None:
+    """Call main() as the shell does: UserError becomes one line on stderr and exit status 2."""
+    sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line when it is printed
+    try:
+        main()
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":  # every rank raises it; one says it
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped by the keyboard", file=sys.stderr)
+        sys.exit(130)

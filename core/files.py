@@ -1,0 +1,83 @@
+"""Files and folders that are either whole or not there: written under another name, renamed when done."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON, atomically."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, atomically: to a file beside it that is renamed when it is on disk."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file. Raises OSError, where the library has an error of its own.
+
+    Cost: D2H of every tensor.
+    """
+    try:
+        save_file({name: value.detach().contiguous() for name, value in tensors.items()}, path)
+    except SafetensorError as error:
+        raise as_os_error(error, path) from None
+
+
+def as_os_error(error: Exception, path: Path) -> OSError:
+    """safetensors' I/O error as the OSError it was."""
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(int(number.group(1)) if number else 5, str(error), str(path))
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Let fill(part) write a folder, then put it in the place of the old one.
+
+    A kill leaves the old folder or the new one, at worst the old one as NAME.old (found_folder takes it then).
+    """
+    part, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        fill(part)
+        sync_folder(part)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        part.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except SafetensorError as error:
+        raise as_os_error(error, folder) from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def found_folder(folder: Path) -> Path:
+    """The folder, or its .old one when a kill came between write_folder's two renames."""
+    old = folder.with_name(folder.name + ".old")
+    return old if not folder.exists() and old.exists() else folder
+
+
+def sync_folder(folder: Path) -> None:
+    """Force a folder's files to disk, so that the rename after it never shows a hollow one."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())

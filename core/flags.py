@@ -1,0 +1,264 @@
+"""The flags that the loops share, in groups; a loop adds its own beside them. Presets are files: @presets/NAME."""
+
+import argparse
+import json
+import math
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from core.errors import UserError
+from core.schedule import SCHEDULES
+
+# what a resumed run may be given anew: none of it touches the weights
+FREE_ON_RESUME = {
+    "resume",
+    "output_dir",
+    "cache_dir",
+    "log_steps",
+    "save_steps",
+    "profile",
+    "snapshot",
+    "baselines",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors, @FILE of flags (with # comments), and no abbreviations."""
+
+    def __init__(self, description: str):
+        super().__init__(
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            fromfile_prefix_chars="@",
+            allow_abbrev=False,
+        )
+
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        try:
+            return shlex.split(arg_line, comments=True)
+        except ValueError as error:
+            self.error(f"a file of flags has the line {arg_line!r}: {error}")
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message} (--help lists the flags)")
+
+
+def number(
+    kind: type, least: float, most: float | None = None, auto: bool = False
+) -> Callable[[str], object]:
+    """An argparse type: an int or float in [least, most], or the word auto."""
+
+    def parse(text: str):
+        if auto and text == "auto":
+            return text
+        what = "a whole number" if kind is int else "a number"
+        limits = f"at least {least}" if most is None else f"from {least} to {most}"
+        expected = f"expected {what} {limits}" + (", or auto" if auto else "")
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r}: {expected}") from None
+        if not (least <= value < math.inf and (most is None or value <= most)):
+            raise argparse.ArgumentTypeError(f"{text}: {expected}")
+        return value
+
+    return parse
+
+
+def add_data_flags(parser: Parser) -> None:
+    """Where the rows are, and how a text becomes a row."""
+    group = parser.add_argument_group("data (JSON, JSONL, CSV or TSV files, one object a row)")
+    group.add_argument("--train_data", default="", metavar="FILE", help="training rows")
+    group.add_argument("--val_data", default="", metavar="FILE", help="rows that choose the best step")
+    group.add_argument(
+        "--calibration_data",
+        default="",
+        metavar="FILE",
+        help="rows for thresholds; without it cross-fitted on --val_data",
+    )
+    group.add_argument("--test_data", default="", metavar="FILE", help="rows scored once, at the end")
+    group.add_argument(
+        "--text_field", default="text", help="column of the text; a,b joins columns as lines `name: value`"
+    )
+    group.add_argument(
+        "--pair_field", default="", help="column of a second text, encoded as a true pair with the first"
+    )
+    group.add_argument(
+        "--label_field", default="", help="column of the label or labels (default: label or labels)"
+    )
+    group.add_argument(
+        "--max_length", type=number(int, 4, auto=True), default="auto",
+        help="tokens a row, special tokens included; auto: 256, or what the model takes if that is less",
+    )  # fmt: skip
+    group.add_argument(
+        "--truncate",
+        choices=("head", "tail", "head_tail"),
+        default="head",
+        help="which end of a longer row is kept",
+    )
+    group.add_argument(
+        "--cache_dir", default="rows/cache", metavar="DIR", help="where tokenised rows are kept"
+    )
+
+
+def add_batching_flags(parser: Parser) -> None:
+    """The logical batch, and how memory cuts it."""
+    group = parser.add_argument_group("batching")
+    group.add_argument(
+        "--batch_size",
+        type=number(int, 1),
+        default=32,
+        help="rows an optimiser step, over all ranks (the logical batch)",
+    )
+    group.add_argument(
+        "--max_tokens", type=number(int, 1, auto=True), default="auto",
+        help="padded tokens a micro-batch on one device; never changes the gradient; auto: by device",
+    )  # fmt: skip
+    group.add_argument(
+        "--sampler", choices=("shuffle", "weighted"), default="shuffle",
+        help="shuffle: each row once an epoch; weighted: drawn with replacement, every class equally often",
+    )  # fmt: skip
+
+
+def add_optimisation_flags(parser: Parser) -> None:
+    """Steps, learning rate, regularisation, number formats."""
+    group = parser.add_argument_group("optimisation")
+    group.add_argument(
+        "--epochs", type=number(float, 1e-3, auto=True), default="auto",
+        help="passes over the training rows, 2.5 say; auto: 3, up to 10 where an epoch has few steps",
+    )  # fmt: skip
+    group.add_argument(
+        "--max_steps", type=number(int, 0), default=0, help="optimiser steps at the most; 0: by --epochs"
+    )
+    group.add_argument(
+        "--learning_rate",
+        type=number(float, 0, auto=True),
+        default="auto",
+        help="peak, after warm-up; auto: by model size",
+    )
+    group.add_argument(
+        "--schedule", choices=SCHEDULES, default="linear", help="of the learning rate, after warm-up"
+    )
+    group.add_argument(
+        "--warmup",
+        type=number(float, 0),
+        default=0.1,
+        help="below 1 a share of all steps, from 1 on a number of steps",
+    )
+    group.add_argument(
+        "--weight_decay", type=number(float, 0), default=0.01, help="AdamW's; not on biases and norms"
+    )
+    group.add_argument(
+        "--layer_decay",
+        type=number(float, 1e-3, 1),
+        default=1.0,
+        help="learning-rate factor for each layer below the head",
+    )
+    group.add_argument(
+        "--max_grad_norm", type=number(float, 0), default=1.0, help="clip the gradient's norm; 0: never"
+    )
+    group.add_argument(
+        "--amp",
+        choices=("auto", "bf16", "fp16", "off"),
+        default="auto",
+        help="autocast type; auto: by hardware; off: float32",
+    )
+    group.add_argument(
+        "--gradient_checkpointing", action="store_true", help="recompute activations: less memory, slower"
+    )
+    group.add_argument("--compile", action="store_true", help="torch.compile the model (dynamic shapes)")
+
+
+def add_evaluation_flags(parser: Parser) -> None:
+    """When to score, and by what."""
+    group = parser.add_argument_group("evaluation")
+    group.add_argument(
+        "--eval_steps",
+        type=number(int, 0),
+        default=0,
+        help="optimiser steps between evaluations; 0: each epoch",
+    )
+    group.add_argument(
+        "--metric",
+        default="auto",
+        help="what chooses the best step, any in metrics.json; auto: macro_f1 or macro_f1_tuned",
+    )
+    group.add_argument(
+        "--patience",
+        type=number(int, 0),
+        default=0,
+        help="evaluations without a better --metric before it stops; 0: never",
+    )
+    group.add_argument("--baselines", action="store_true", help="majority class and TF-IDF in the same table")
+
+
+def add_run_flags(parser: Parser) -> None:
+    """Where a run is written, resumed, recorded."""
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--output_dir",
+        default="",
+        metavar="DIR",
+        help="the run folder (default: runs/<model>/<source>/<time>)",
+    )
+    group.add_argument("--seed", type=number(int, 0), default=0, help="of new weights, row order and dropout")
+    group.add_argument(
+        "--deterministic", action="store_true", help="bitwise repeatable on CUDA too; slower there"
+    )
+    group.add_argument(
+        "--log_steps", type=number(int, 1), default=10, help="optimiser steps between log records"
+    )
+    group.add_argument(
+        "--save_steps",
+        type=number(int, 0),
+        default=0,
+        help="optimiser steps between checkpoints; 0: each epoch",
+    )
+    group.add_argument(
+        "--resume", nargs="?", const="", default=None, metavar="RUN",
+        help="continue a run from its checkpoint, with its own flags; alone: the run in --output_dir",
+    )  # fmt: skip
+    group.add_argument(
+        "--profile", default="", metavar="FIRST:LAST", help="record these optimiser steps with torch.profiler"
+    )
+    group.add_argument(
+        "--snapshot", action="store_true", help="with --profile: CUDA memory snapshot of these steps"
+    )
+
+
+def add_shared_flags(parser: Parser) -> None:
+    """The groups data, batching, optimisation, evaluation and run."""
+    add_data_flags(parser)
+    add_batching_flags(parser)
+    add_optimisation_flags(parser)
+    add_evaluation_flags(parser)
+    add_run_flags(parser)
+
+
+def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
+    """Parse; with --resume the run's own arguments take the place of the defaults.
+
+    Raises: UserError for a bad flag, a resume folder that is none, or a flag that differs from the run's.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args(argv)
+    if args.resume is None:
+        return args
+    folder = Path(args.resume or args.output_dir or ".")
+    if not (folder / "run.json").is_file():
+        found = "holds no run (no run.json)" if folder.is_dir() else "no such folder"
+        raise UserError(f"--resume {folder}: {found}; expected the folder of an unfinished run")
+    stored = json.loads((folder / "run.json").read_text(encoding="utf-8"))["arguments"]
+    parser.set_defaults(**{name: value for name, value in stored.items() if hasattr(args, name)})
+    args = parser.parse_args(argv)
+    differ = [
+        f"--{name} is {getattr(args, name)!r}, the run's is {value!r}"
+        for name, value in stored.items()
+        if name not in FREE_ON_RESUME and getattr(args, name, value) != value
+    ]
+    if differ:
+        raise UserError(f"--resume {folder}: is a run of another configuration: {'; '.join(differ)}")
+    args.resume, args.output_dir = str(folder), str(folder)
+    return args

@@ -1,0 +1,89 @@
+"""One record a log step, to training_logs.jsonl and TensorBoard alike; rank 0 only."""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from core.batches import Feed
+from core.dist import sum_over_ranks
+from core.files import write_text
+
+
+class RunLog:
+    """Appends records; a resumed run first drops the records that come after its checkpoint."""
+
+    def __init__(self, folder: Path, step: int = 0):
+        """step: optimiser steps done before this start; 0 for a new run."""
+        self.path = folder / "training_logs.jsonl"
+        resumed = self.path.exists()
+        if resumed:
+            kept = [
+                line for line in self.path.read_text().splitlines(keepends=True) if self._before(line, step)
+            ]
+            write_text(self.path, "".join(kept))
+        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 open for the whole run
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if resumed else None)
+
+    @staticmethod
+    def _before(line: str, step: int) -> bool:
+        try:
+            return json.loads(line)["step"] <= step
+        except (ValueError, KeyError):  # the last line of a killed run can be cut short
+            return False
+
+    def write(self, step: int, fields: dict) -> None:
+        """Append {"step": step, **fields}; numbers with a / in their name go to TensorBoard too.
+
+        A number that is not finite is null in the file: JSON has no NaN.
+        """
+        fields = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
+        self.file.write(json.dumps({"step": step} | fields) + "\n")
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        for name, value in fields.items():
+            if "/" in name and isinstance(value, int | float):
+                self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close both."""
+        self.file.close()
+        self.board.close()
+
+
+class Meter:
+    """Time and tokens since the last log record, evaluation and saving left out."""
+
+    def __init__(self, feed: Feed):
+        """feed: its wait_s is the time the loop waited for data."""
+        self.feed = feed
+        self.reset()
+
+    def reset(self) -> None:
+        self.busy_s, self.steps, self.tokens, self.padded, self.feed.wait_s = 0.0, 0, 0, 0, 0.0
+
+    def start(self) -> None:
+        """Start the clock."""
+        self.since = time.perf_counter()
+
+    def stop(self, tokens: int | None = None, padded: int = 0) -> None:
+        """Stop the clock; at the end of a step, count its tokens (over all ranks) and this rank's padded ones."""
+        self.busy_s += time.perf_counter() - self.since
+        if tokens is not None:
+            self.steps, self.tokens, self.padded = self.steps + 1, self.tokens + tokens, self.padded + padded
+
+    def fields(self) -> dict[str, float]:
+        """The perf/ fields of a record, over all ranks; starts anew. Cost: COMM."""
+        padded = float(sum_over_ranks(torch.tensor(float(self.padded))))
+        steps = max(1, self.steps)
+        found = {"perf/tokens_per_s": self.tokens / self.busy_s, "perf/step_ms": 1e3 * self.busy_s / steps}
+        found |= {
+            "perf/data_ms": 1e3 * self.feed.wait_s / steps,
+            "perf/pad_frac": 1 - self.tokens / max(1.0, padded),
+        }
+        self.reset()
+        return found

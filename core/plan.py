@@ -1,0 +1,182 @@
+"""The batch plan: which rows make which optimiser step, micro-batch ("cut") and rank. Pure functions of lengths.
+
+Which rows make a logical batch depends on the seed and the epoch alone, never on the budget or the world
+size. Every rank builds the same plan and takes its own slice, so nothing has to be sent or saved.
+"""
+
+import heapq
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from core.errors import UserError
+
+# What a cut costs beside its padded tokens, in tokens: the launches and weight casts of a forward and backward
+# pass. CPU measured (bench/NOTES.md); CUDA an assumption: about 10 ms at 100 k tokens/s.
+CUT_COST = {"cpu": 64, "mps": 256, "cuda": 1024}
+
+
+def epoch_order(num_rows: int, seed: int, epoch: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """The order in which an epoch visits the rows.
+
+    Args:    weights: (num_rows,) float64 or None | relative chance of each row; None visits each row once.
+    Returns: (num_rows,) int64; with weights, num_rows draws with replacement.
+    """
+    rng = np.random.Generator(np.random.PCG64([seed, epoch]))
+    if weights is None:
+        return rng.permutation(num_rows)
+    cumulative = np.cumsum(weights, dtype=np.float64)
+    draws = np.searchsorted(cumulative, rng.random(num_rows) * cumulative[-1], side="right")
+    return np.minimum(draws, num_rows - 1)
+
+
+def class_balance_weights(labels: np.ndarray) -> np.ndarray:
+    """Chance of each row such that every class is drawn equally often.
+
+    Args:    labels: (n,) int class index, or (n, C) 0/1: a row's chance is the mean of its labels' inverse
+             counts; a row without a label counts as a class of its own.
+    Returns: (n,) float64, summing to 1.
+    """
+    if labels.ndim == 1:
+        weights = 1.0 / np.bincount(labels)[labels]
+    else:
+        bare = labels.sum(axis=1) == 0
+        onehot = np.column_stack([labels, bare]).astype(np.float64)
+        inverse = 1.0 / np.maximum(onehot.sum(axis=0), 1)
+        weights = onehot @ inverse / onehot.sum(axis=1)
+    return weights / weights.sum()
+
+
+def cut_by_budget(rows: np.ndarray, lengths: np.ndarray, max_tokens: int, cut_cost: int) -> list[np.ndarray]:
+    """Sort rows by length, longest first, and cut them where padding and the cuts' own cost are least in all.
+
+    Args:    rows: (B,) int64 row indices | lengths: (n,) tokens a row | max_tokens: padded tokens a cut, rows x
+             longest, never exceeded | cut_cost: what a cut costs beside its tokens, in tokens.
+    Returns: list of (b,) int64; every row is in exactly one cut.
+    Cost:    O(B x rows a cut), by dynamic programming over the sorted rows: the best cost of the first j rows is
+             the least, over the row i that opens the last cut, of best[i] + (j - i) x length[i] + cut_cost.
+    """
+    order = rows[np.lexsort((rows, -lengths[rows].astype(np.int64)))]
+    longest = lengths[order].astype(np.int64)
+    num_rows = len(order)
+    best, opens = np.zeros(num_rows + 1, np.int64), np.zeros(num_rows + 1, np.int64)
+    first = 0  # the earliest row that can open the cut that ends before row j: later ones always can
+    for j in range(1, num_rows + 1):
+        while first < j - 1 and (j - first) * longest[first] > max_tokens:
+            first += 1
+        size = np.arange(j - first, 0, -1)
+        costs = best[first:j] + size * longest[first:j] + cut_cost
+        k = int(np.argmin(costs))
+        best[j], opens[j] = costs[k], first + k
+    cuts, end = [], num_rows
+    while end > 0:
+        cuts.append(order[opens[end] : end])
+        end = int(opens[end])
+    return cuts[::-1]
+
+
+def deal(cuts: list[np.ndarray], lengths: np.ndarray, world: int) -> list[list[np.ndarray]]:
+    """Deal cuts to ranks, the dearest first and always to the rank with the fewest padded tokens so far."""
+    loads = [(0, rank) for rank in range(world)]
+    hands: list[list[np.ndarray]] = [[] for _ in range(world)]
+    costs = [len(cut) * int(lengths[cut[0]]) for cut in cuts]
+    for index in sorted(range(len(cuts)), key=lambda i: (-costs[i], i)):
+        load, rank = heapq.heappop(loads)
+        hands[rank].append(cuts[index])
+        heapq.heappush(loads, (load + costs[index], rank))
+    return hands
+
+
+def deal_level(
+    rows: np.ndarray, lengths: np.ndarray, max_tokens: int, world: int, cut_cost: int
+) -> list[list[np.ndarray]]:
+    """Cut rows by a budget of at most max_tokens and deal the cuts so that the busiest rank has least to do.
+
+    With several ranks a smaller cut can level the load: budgets that give every rank 1 to 4 cuts are tried,
+    and the one whose busiest rank has the fewest padded tokens wins (ties: the largest budget).
+    """
+    if world == 1:
+        return [cut_by_budget(rows, lengths, max_tokens, cut_cost)]
+    total = int(lengths[rows].sum())
+    longest = int(lengths[rows].max())
+    budgets = {max_tokens} | {
+        min(max_tokens, max(longest, math.ceil(total / (world * k)))) for k in (1, 2, 3, 4)
+    }
+    best, best_load = None, None
+    for budget in sorted(budgets, reverse=True):
+        hands = deal(cut_by_budget(rows, lengths, budget, cut_cost), lengths, world)
+        load = max(sum(len(cut) * int(lengths[cut[0]]) for cut in hand) for hand in hands)
+        if best_load is None or load < best_load:
+            best, best_load = hands, load
+    return best
+
+
+@dataclass
+class Plan:
+    """The steps of a run over one set of rows; see make_plan."""
+
+    lengths: np.ndarray  # (n,) int32 tokens a row
+    batch_size: int
+    seed: int
+    cut_cost: int  # tokens
+    weights: np.ndarray | None
+    steps_per_epoch: int
+    _epoch: int = field(default=-1, repr=False)
+    _order: np.ndarray | None = field(default=None, repr=False)
+
+    def rows(self, step: int) -> np.ndarray:
+        """(B,) int64: the logical batch of a step, over all ranks. The last batch of an epoch can be shorter."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, epoch_order(len(self.lengths), self.seed, epoch, self.weights)
+        return self._order[position * self.batch_size : (position + 1) * self.batch_size]
+
+    def cuts(self, rows: np.ndarray, max_tokens: int, rank: int, world: int) -> list[np.ndarray]:
+        """This rank's cuts of a logical batch; a rank can be without any when rows < world."""
+        return deal_level(rows, self.lengths, max_tokens, world, self.cut_cost)[rank]
+
+
+def make_plan(
+    lengths: np.ndarray,
+    batch_size: int,
+    max_tokens: int,
+    seed: int,
+    device_type: str = "cpu",
+    weights: np.ndarray | None = None,
+) -> Plan:
+    """The plan of a run.
+
+    Args:    lengths: (n,) tokens a row | batch_size: rows an optimiser step, over all ranks | max_tokens: padded
+             tokens a cut | device_type: whose CUT_COST shapes the cuts (never the batches) | weights: (n,)
+             chance of each row, None for each row once an epoch.
+    Raises:  UserError when a single row is longer than max_tokens.
+    """
+    check_budget(lengths, max_tokens)
+    steps_per_epoch = math.ceil(len(lengths) / batch_size)
+    return Plan(lengths, batch_size, seed, CUT_COST[device_type], weights, steps_per_epoch)
+
+
+def check_budget(lengths: np.ndarray, max_tokens: int) -> None:
+    """Raise UserError when a single row is longer than max_tokens: it would never fit a cut."""
+    longest = int(np.argmax(lengths))
+    if lengths[longest] > max_tokens:
+        raise UserError(
+            f"row {longest} has {int(lengths[longest])} tokens, more than --max_tokens {max_tokens}: "
+            "raise --max_tokens or lower --max_length"
+        )
+
+
+def eval_cuts(
+    lengths: np.ndarray, max_tokens: int, rank: int, world: int, device_type: str = "cpu"
+) -> list[np.ndarray]:
+    """This rank's cuts of all rows, each row on exactly one rank, for scoring."""
+    if len(lengths) == 0:
+        return []
+    check_budget(lengths, max_tokens)
+    return deal_level(np.arange(len(lengths)), lengths, max_tokens, world, CUT_COST[device_type])[rank]
+
+
+def padded_tokens(cuts: list[np.ndarray], lengths: np.ndarray) -> int:
+    """Tokens that the cuts cost with padding: rows x longest, summed."""
+    return sum(len(cut) * int(lengths[cut[0]]) for cut in cuts)

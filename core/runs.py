@@ -1,0 +1,153 @@
+"""The run folder: its name, run.json, and what the hardware and versions were."""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from core.errors import UserError
+from core.files import write_json
+
+TIME = "%Y-%m-%dT%H:%M:%S%z"
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scikit-learn", "tensorboard")
+
+
+def run_folder(args: Namespace) -> str:
+    """The folder of a run: the one to resume, --output_dir, or runs/<model>/<source>/<time>-seed<seed>.
+
+    Raises: UserError when a new run's folder already holds a run.
+    """
+    if args.resume:
+        return args.resume
+    if args.output_dir:
+        folder = Path(args.output_dir)
+    else:
+        path = Path(args.train_data).resolve()
+        source = path.parent.name if path.stem in ("train", "training") else path.stem
+        model = slug(Path(args.model_name.removeprefix("builtin:")).name)
+        folder = Path("runs") / model / slug(source) / f"{time.strftime('%Y%m%d-%H%M%S')}-seed{args.seed}"
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder}: is a file; expected a folder")
+    if (folder / "run.json").exists():
+        status = RunRecord.read(folder).record.get("status")
+        raise UserError(f"--output_dir {folder}: holds a {status} run: give another, or --resume {folder}")
+    return str(folder)
+
+
+def slug(name: str) -> str:
+    """A name as a folder name: letters, digits, dot, dash and underscore."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "data"
+
+
+def git_commit() -> str | None:
+    """The commit of this checkout, with "+changes" when tracked files differ; None outside git."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10
+        )
+        state = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    if head.returncode:
+        return None
+    return head.stdout.strip() + ("+changes" if state.stdout.strip() else "")
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages a result can hang on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware(device: torch.device, world: int) -> dict:
+    """What the run ran on."""
+    about = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+    }
+    about |= {"device": device.type, "world": world, "threads": torch.get_num_threads()}
+    if device.type == "cuda":
+        about |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+        about["gpu_mib"] = torch.cuda.get_device_properties(device).total_memory // 2**20
+    return about
+
+
+def cpu_name() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    except OSError:
+        found = None
+    return found.group(1) if found else platform.processor()
+
+
+class RunRecord:
+    """run.json, kept up to date: `running` until `finish` says otherwise."""
+
+    def __init__(self, folder: Path, record: dict):
+        self.folder, self.record = folder, record
+
+    @classmethod
+    def open(cls, folder: Path, args: Namespace, device: torch.device, world: int, **fixed) -> "RunRecord":
+        """The record of a new run, or with args.resume of the one to be continued; nothing is written yet.
+
+        Args:   fixed: data hashes and budget: what a resumed run must have in common with its beginning.
+        Raises: UserError when a resumed run is finished, or its data, budget or world size are others.
+        """
+        if args.resume:
+            self = cls.read(folder)
+            if self.record["status"] == "finished":
+                raise UserError(f"--resume {folder}: this run is finished")
+            for name, value in {**fixed, "world": world}.items():
+                old = self.record["hardware"]["world"] if name == "world" else self.record[name]
+                if old != value:
+                    raise UserError(f"--resume {folder}: is a run of another {name}: {old}, now {value}")
+            self.record["resumed"] = [*self.record.get("resumed", []), time.strftime(TIME)]
+            return self
+        arguments = {
+            name: value for name, value in vars(args).items() if name not in ("resume", "output_dir")
+        }
+        record = {
+            "status": "running",
+            "arguments": arguments,
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "commit": git_commit(),
+            "versions": versions(),
+            "hardware": hardware(device, world),
+            "started": time.strftime(TIME),
+        }
+        return cls(folder, record | fixed)
+
+    @classmethod
+    def read(cls, folder: Path) -> "RunRecord":
+        """A run's record from its folder. Raises UserError when the folder holds none."""
+        if not (folder / "run.json").is_file():
+            what = "holds no run (no run.json)" if folder.is_dir() else "no such folder"
+            raise UserError(f"{folder}: {what}; expected a run folder that train.py made")
+        try:
+            return cls(folder, json.loads((folder / "run.json").read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise UserError(f"{folder}/run.json: invalid JSON: {error}") from None
+
+    def write(self, **fields) -> None:
+        """Add fields and write run.json."""
+        self.record.update(fields)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / "run.json", self.record)

@@ -1,0 +1,95 @@
+"""Learning-rate schedules as functions of the step, and AdamW's parameter groups. No scheduler object to save."""
+
+import math
+import re
+
+from torch import nn
+
+SCHEDULES = ("constant", "linear", "cosine", "cosine_restarts")
+
+
+def warmup_steps(warmup: float, num_steps: int) -> int:
+    """Steps of warm-up: a share of all steps below 1, a number of steps from 1 on."""
+    return round(warmup * num_steps) if warmup < 1 else min(int(warmup), num_steps)
+
+
+def lr_scale(step: int, num_steps: int, num_warmup: int, schedule: str, num_cycles: int = 3) -> float:
+    """The share of the peak learning rate that a step uses.
+
+    Args:    step: from 0 | num_steps: of the whole run | num_warmup: rises linearly over these |
+             schedule: constant, linear (to 0), cosine (to 0), cosine_restarts (num_cycles times) |
+             num_cycles: of cosine_restarts.
+    Returns: in [0, 1]. The first step of a warm-up is 1/num_warmup, not 0: no step is without effect.
+    Source:  Loshchilov and Hutter 2017 (SGDR), eq. 5, for the cosines.
+    """
+    if step < num_warmup:
+        return (step + 1) / num_warmup
+    progress = (step - num_warmup) / max(1, num_steps - num_warmup)
+    if schedule == "constant":
+        return 1.0
+    if schedule == "linear":
+        return max(0.0, 1.0 - progress)
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    if schedule == "cosine_restarts":
+        return 0.5 * (1 + math.cos(math.pi * ((progress * num_cycles) % 1.0))) if progress < 1 else 0.0
+    raise ValueError(f"schedule {schedule!r}: one of {', '.join(SCHEDULES)}")
+
+
+def auto_learning_rate(num_parameters: int) -> float:
+    """Peak learning rate for full fine-tuning of an encoder with AdamW, by size.
+
+    Source: 1e-4 for small encoders measured (BENCHMARKS.md, MiniLM on dev rows); the larger sizes follow the
+            values of Devlin et al. 2019 (2e-5 to 5e-5 for base) and Liu et al. 2019 (1e-5 for large): assumptions.
+    """
+    if num_parameters < 50e6:
+        return 1e-4
+    return 3e-5 if num_parameters < 200e6 else 1e-5
+
+
+def auto_epochs(num_rows: int, batch_size: int) -> int:
+    """Epochs for an encoder: 3, and more (at most 10) where an epoch is few steps.
+
+    Source: 3 is Devlin et al. 2019's; small sets need steps, not passes (Zhang et al. 2021, "Revisiting
+            few-sample BERT fine-tuning"): at least 600 steps; the number 600 is an assumption.
+    """
+    return max(3, min(10, math.ceil(600 / math.ceil(num_rows / batch_size))))
+
+
+def layer_depth(name: str, num_layers: int) -> int:
+    """Depth of a parameter by its name: 0 embeddings, 1..num_layers the layers, num_layers + 1 pooler and head."""
+    layer = re.search(r"(?:^|\.)(?:layers?|blocks?|h)\.(\d+)\.", name)
+    if layer:
+        return min(int(layer.group(1)) + 1, num_layers)
+    if "albert_layers." in name:
+        return num_layers  # ALBERT: one set of weights serves every layer, the last one too
+    return 0 if re.search(r"embed|\bwte\b|\bwpe\b|relative_attention_bias", name) else num_layers + 1
+
+
+def parameter_groups(
+    model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float, num_layers: int
+) -> list[dict]:
+    """AdamW's groups: decay and no decay (biases and norms, all of one dimension), for each layer with layer_decay.
+
+    Args:    layer_decay: factor on the learning rate for each layer below the head; 1 gives two groups.
+    Returns: dicts of params, lr, peak_lr (what the schedule scales), weight_decay, name. Every trainable
+             parameter is in exactly one group.
+    Source:  Clark et al. 2020 (ELECTRA), section 3.1, for layer-wise decay.
+    """
+    groups: dict[tuple[int, bool], dict] = {}
+    for name, param in model.named_parameters():
+        if not param.requires_grad:
+            continue
+        depth = layer_depth(name, num_layers) if layer_decay != 1 else num_layers + 1
+        decays = param.ndim > 1
+        if (depth, decays) not in groups:
+            peak = learning_rate * layer_decay ** (num_layers + 1 - depth)
+            groups[depth, decays] = {
+                "params": [],
+                "lr": peak,
+                "peak_lr": peak,
+                "weight_decay": weight_decay if decays else 0.0,
+                "name": f"depth {depth}, {'decay' if decays else 'no decay'}",
+            }
+        groups[depth, decays]["params"].append(param)
+    return [groups[key] for key in sorted(groups, key=lambda k: (k[0], not k[1]))]

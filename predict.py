@@ -1,0 +1,285 @@
+"""Predict with a finished run: rows in, predictions out, in the same order.
+
+    python predict.py runs/minilm/docstrings/20260101-120000 --data rows.jsonl --output out.jsonl
+    cat rows.jsonl | python predict.py RUN --data - --output - | head
+    python predict.py RUN --data test.csv --output out.csv --evaluate
+
+In Python: `from predict import load; load("runs/...")(["a text", "another"])`. A file is read in windows, each
+sorted by length inside so that padding is small; memory does not grow with the file.
+"""
+
+import csv
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from archs.saving import load_model
+from core.batches import Cut, make_cut, to_device
+from core.cache import LabelColumn
+from core.errors import UserError, disk_errors, run_main
+from core.evaluate import CROSS_FITTED, headline, score_cuts
+from core.flags import Parser, number
+from core.memory import auto_max_tokens, choose_amp, keep_freed_memory
+from core.metrics import classification_metrics, probabilities
+from core.plan import eval_cuts
+from core.predictions import prediction_rows
+from core.results_table import format_per_class, format_table
+from core.rows import BadRows, RowError, RowFormat, read_rows
+from core.thresholds import cross_fitted
+from core.tokens import Encoder
+
+WINDOW = 4096  # rows sorted together: enough that cuts hold rows of like length, small beside a model
+
+
+class Predictor:
+    """A loaded run. Call it with texts (or pairs) for prediction rows; `scores` gives the logits."""
+
+    def __init__(self, model, tokenizer, about: dict, thresholds: dict | None, device, amp: str, max_tokens):
+        self.label_names, self.multi_label = about["label_names"], about["multi_label"]
+        self.row_format = RowFormat(**about["row_format"])
+        pair = bool(self.row_format.pair_field)
+        self.encoder = Encoder(tokenizer, about["max_length"], about["truncate"], pair)
+        self.model, self.device, self.pad_id = model.to(device), device, tokenizer.pad_token_id
+        self.amp_dtype = choose_amp(about["amp"] if amp == "run" else amp, device)
+        self.max_tokens = auto_max_tokens(device, about["max_length"]) if max_tokens == "auto" else max_tokens
+        self.thresholds = None if thresholds is None else np.array([thresholds[n] for n in self.label_names])
+
+    def scores(self, texts: list[str], pairs: list[str] | None = None) -> np.ndarray:
+        """(n, C) float32 logits of texts, in their order.
+
+        Raises: UserError naming the texts (from 1) that have no token, or that are pairs where none belong.
+        """
+        if self.encoder.pair != (pairs is not None):
+            raise UserError(
+                f"this run was trained on {'pairs of texts' if self.encoder.pair else 'single texts'}"
+            )
+        coded = self.encoder(texts, pairs)
+        bad = BadRows("texts")
+        for place, (ids, _, _) in enumerate(coded, 1):
+            if not ids:
+                bad.add(place, "the text has no token: empty after tokenisation")
+        bad.raise_if_any()
+        return self.score_ids(
+            [np.asarray(ids) for ids, _, _ in coded], np.array([start for _, start, _ in coded])
+        )
+
+    def score_ids(self, ids: list[np.ndarray], starts: np.ndarray) -> np.ndarray:
+        """(n, C) float32 logits of token rows. Cost: H2D and GPU a cut, one D2H."""
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        cuts = eval_cuts(lengths, self.max_tokens, rank=0, world=1, device_type=self.device.type)
+        batches = (
+            to_device(make_cut([ids[k] for k in cut], starts[cut], self.pad_id, None), self.device)
+            for cut in cuts
+        )
+        found = score_cuts(self.forward, batches, self.amp_dtype).numpy()
+        logits = np.empty_like(found)
+        logits[np.concatenate(cuts)] = found
+        return logits
+
+    def forward(self, cut: Cut) -> torch.Tensor:
+        """(B, C) scores of a cut."""
+        return self.model(cut.ids, cut.mask, cut.token_types)
+
+    def rows(self, logits: np.ndarray) -> list[dict]:
+        """The prediction rows of logits."""
+        return prediction_rows(logits, self.label_names, self.multi_label, self.thresholds)
+
+    def __call__(self, texts: list[str], pairs: list[str] | None = None) -> list[dict]:
+        """A row {"label", "probabilities"} for each text; with several labels a row also "labels"."""
+        if isinstance(texts, str):
+            raise TypeError("expected a list of texts, found one string")
+        out = []
+        for first in range(0, len(texts), WINDOW):
+            window = slice(first, first + WINDOW)
+            out += self.rows(self.scores(list(texts[window]), None if pairs is None else list(pairs[window])))
+        return out
+
+
+def load(
+    run: str | Path, device: str | None = None, amp: str = "run", max_tokens: int | str = "auto"
+) -> Predictor:
+    """Load a run for prediction.
+
+    Args:    run: a run folder (its best_model/ and the thresholds of its validation/) or a model folder |
+             device: cuda, cpu, ...; None takes what there is | amp: run (as the run was evaluated), auto, bf16,
+             fp16, off | max_tokens: padded tokens a micro-batch.
+    Raises:  UserError when the folder is not a run, or the run has no best model yet.
+    """
+    run = Path(run)
+    folder, thresholds = run, None
+    if not (run / "bareloop.json").is_file():
+        folder = run / "best_model"
+        if not run.is_dir():
+            raise UserError(f"{run}: no such folder; expected a run folder that train.py made")
+        if not (folder / "bareloop.json").is_file() and not folder.with_name("best_model.old").is_dir():
+            raise UserError(
+                f"{run}: holds no best_model/; expected the folder of a run that was evaluated once"
+            )
+        tuned = run / "validation" / "thresholds.json"
+        thresholds = json.loads(tuned.read_text(encoding="utf-8"))["thresholds"] if tuned.is_file() else None
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    keep_freed_memory()
+    return Predictor(*load_model(folder), thresholds, torch.device(device), amp, max_tokens)
+
+
+@contextmanager
+def open_output(path: str) -> Iterator[io.TextIOBase]:
+    """Standard output for "-"; else a file that gets its name only when it is whole."""
+    if path == "-":
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    part = Path(path).with_name(Path(path).name + ".part")
+    try:
+        with disk_errors(path, "--output"), open(part, "w", encoding="utf-8", newline="") as file:
+            yield file
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_rows(file, rows: list[dict], kept: list[dict], names: list[str], form: str, first: bool) -> None:
+    """Append prediction rows as JSONL, or as CSV: label, labels (joined by ;) and one column p_NAME a class."""
+    if form == "jsonl":
+        file.writelines(
+            json.dumps(keep | row, ensure_ascii=False) + "\n" for keep, row in zip(kept, rows, strict=True)
+        )
+        return
+    writer = csv.writer(file, lineterminator="\n")
+    if first:
+        several = ["labels"] if "labels" in rows[0] else []
+        writer.writerow([*kept[0], "label", *several, *(f"p_{name}" for name in names)])
+    for keep, row in zip(kept, rows, strict=True):
+        several = [";".join(row["labels"])] if "labels" in row else []
+        writer.writerow([*keep.values(), row["label"], *several, *row["probabilities"].values()])
+
+
+def read_window(
+    source, row_format: RowFormat, bad: BadRows, keep: list[str]
+) -> tuple[list, list | None, list, list]:
+    """The next WINDOW rows: texts, pairs, rows as read, and what of each goes along into the output."""
+    texts, pairs, rows, kept = [], [], [], []
+    for line, row in islice(source, WINDOW):
+        try:
+            text, pair = row_format.text(row)
+        except RowError as error:
+            bad.add(line, str(error))
+            continue
+        texts.append(text)
+        pairs.append(pair)
+        rows.append((line, row))
+        kept.append({name: row.get(name) for name in keep})
+    return texts, pairs if row_format.pair_field else None, rows, kept
+
+
+def evaluate(predictor: Predictor, logits: np.ndarray, labels: LabelColumn) -> dict:
+    """The metrics of rows that carry labels. Raises UserError for a label that the run does not know."""
+    names, found = labels.finish()
+    unknown = [name for name in names if name not in predictor.label_names]
+    if unknown or (labels.kind != "one") != predictor.multi_label:
+        odd = (
+            f"labels that the run does not know: {', '.join(unknown[:20])}"
+            if unknown
+            else "another kind of labels"
+        )
+        raise UserError(
+            f"--evaluate: the rows have {odd}; the run's are {', '.join(predictor.label_names[:30])}"
+        )
+    order = np.array([predictor.label_names.index(name) for name in names], dtype=np.int64)
+    tuned = None
+    if predictor.multi_label:
+        truth = np.zeros(logits.shape, np.uint8)
+        truth[:, order] = found
+        probs = probabilities(logits, True)
+        tuned = cross_fitted(probs, truth) if predictor.thresholds is None else probs >= predictor.thresholds
+    else:
+        truth = order[found]
+    metrics = classification_metrics(logits, truth, predictor.label_names, predictor.multi_label, tuned)
+    if predictor.multi_label:
+        metrics["thresholds_tuned_on"] = (
+            CROSS_FITTED if predictor.thresholds is None else "the run's validation rows"
+        )
+    return metrics
+
+
+# fmt: off
+def parse_args(argv=None):
+    parser = Parser(__doc__)
+    flag = parser.add_argument
+    flag("run", metavar="RUN", help="a run folder that train.py made")
+    flag("--data", required=True, metavar="FILE", help="rows in JSON, JSONL, CSV or TSV; - is standard input")
+    flag("--output", required=True, metavar="FILE", help="predictions, .jsonl or .csv; - is standard output")
+    flag("--input_format", choices=("jsonl", "json", "csv", "tsv"), default="", help="default: by the file's ending")
+    flag("--output_format", choices=("jsonl", "csv"), default="", help="default: by the file's ending")
+    flag("--keep", default="", metavar="FIELDS", help="columns copied into the output: id,text")
+    flag("--evaluate", action="store_true", help="print the metrics; the rows must carry labels")
+    flag("--text_field", default="", help="column of the text; default: the run's own")
+    flag("--pair_field", default="", help="column of the second text; default: the run's own")
+    flag("--label_field", default="", help="column of the labels, for --evaluate; default: the run's own")
+    flag("--max_tokens", type=number(int, 1, auto=True), default="auto", help="padded tokens a micro-batch")
+    flag("--amp", choices=("run", "auto", "bf16", "fp16", "off"), default="run",
+         help="autocast type; run: as the run was evaluated; off: float32")
+    flag("--device", default=None, help="cuda, cuda:1, cpu; default: what there is")
+    return parser.parse_args(argv)
+# fmt: on
+
+
+def main(argv=None) -> dict:
+    """Read, predict, write; returns {"n", "rows_per_s"} and with --evaluate the metrics."""
+    args = parse_args(argv)
+    form = args.output_format or ("csv" if args.output.endswith(".csv") else "jsonl")
+    predictor = load(args.run, args.device, args.amp, args.max_tokens)
+    fields = {name: getattr(args, name) or getattr(predictor.row_format, name) for name in
+              ("text_field", "pair_field", "label_field")}  # fmt: skip
+    row_format, keep = RowFormat(**fields), [name for name in args.keep.split(",") if name]
+    bad, labels, logits, num_rows, start = BadRows(args.data), LabelColumn(), [], 0, time.perf_counter()
+    source = read_rows(args.data, bad, "--data", args.input_format)
+    with open_output(args.output) as out, tqdm(unit=" rows", disable=None) as bar:
+        while True:
+            texts, pairs, rows, kept = read_window(source, row_format, bad, keep)
+            if args.evaluate:
+                for line, row in rows:
+                    try:
+                        labels.add(row_format.labels(row))
+                    except RowError as error:
+                        bad.add(line, str(error))
+            bad.raise_if_any()
+            if not texts:
+                break
+            scores = predictor.scores(texts, pairs)
+            with disk_errors(args.output, "--output"):
+                write_rows(
+                    out, predictor.rows(scores), kept, predictor.label_names, form, first=num_rows == 0
+                )
+            if args.evaluate:
+                logits.append(scores)
+            num_rows += len(texts)
+            bar.update(len(texts))
+    result = {"n": num_rows, "rows_per_s": num_rows / (time.perf_counter() - start)}
+    print(f"{num_rows} rows, {result['rows_per_s']:.0f} rows/s", file=sys.stderr)
+    if args.evaluate:
+        metrics = evaluate(predictor, np.concatenate(logits), labels)
+        table = format_table([(args.data, metrics)], list(headline(metrics)))
+        print(
+            f"\n{format_per_class(metrics)}\n\n{table}", file=sys.stderr if args.output == "-" else sys.stdout
+        )
+        result |= headline(metrics)
+    return result
+
+
+if __name__ == "__main__":
+    try:
+        run_main(main)
+    except BrokenPipeError:  # the reader of our standard output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

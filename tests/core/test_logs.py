@@ -1,0 +1,118 @@
+"""core/logs.py: no record twice and none of a step that was undone; the meter's numbers by hand."""
+
+import json
+import math
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from core import logs
+from core.logs import Meter, RunLog
+
+
+def records(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "training_logs.jsonl").read_text().splitlines()]
+
+
+def log_steps(folder, start: int, steps, value: float) -> None:
+    """A run that starts after step start and logs these steps."""
+    log = RunLog(folder, start)
+    for step in steps:
+        log.write(step, {"train/loss": value})
+    log.close()
+
+
+def test_records_go_to_both(tmp_path):
+    log = RunLog(tmp_path)
+    log.write(10, {"train/loss": 0.5, "perf/step_ms": 3, "note": "gr\xfcn", "plain": 1, "eval/x": None})
+    assert records(tmp_path) == [  # on disk before the run ends
+        {"step": 10, "train/loss": 0.5, "perf/step_ms": 3, "note": "gr\xfcn", "plain": 1, "eval/x": None}
+    ]
+    log.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert board.Tags()["scalars"] == ["train/loss", "perf/step_ms"]  # a number with a / in its name
+    assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [(10, 0.5)]
+
+
+def check_resumed(make_log, folder, start: int) -> None:
+    """Killed after step 40, resumed after step start: each step is there once, the later ones anew."""
+    log_steps(folder, 0, (10, 20, 30, 40), 1.0)
+    log = make_log(folder, start)
+    for step in range(start + 10, 60, 10):
+        log.write(step, {"train/loss": 2.0})
+    log.close()
+    wanted = [(step, 1.0 if step <= start else 2.0) for step in (10, 20, 30, 40, 50)]
+    assert [(record["step"], record["train/loss"]) for record in records(folder)] == wanted
+    board = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in board.Scalars("train/loss")] == wanted
+
+
+@pytest.mark.parametrize("start", [0, 20, 40])  # 0: killed before its first checkpoint
+def test_a_resumed_run_drops_what_came_after_its_checkpoint(start, tmp_path):
+    check_resumed(RunLog, tmp_path, start)
+
+
+class AppendingLog(RunLog):
+    """The deliberately wrong variant: every record counts as one from before."""
+
+    @staticmethod
+    def _before(line, step):
+        return True
+
+
+def test_bite_a_log_that_only_appends_is_caught(tmp_path):
+    with pytest.raises(AssertionError):
+        check_resumed(AppendingLog, tmp_path, 20)
+
+
+@pytest.mark.parametrize("half", ['{"step": 30, "train/lo', '{"step": 3', "{", '{"other": 1}\n', "\0\0\0"])
+def test_a_half_last_line_is_dropped_and_the_rest_survives(half, tmp_path):
+    log_steps(tmp_path, 0, (10, 20), 1.0)
+    with open(tmp_path / "training_logs.jsonl", "a") as file:
+        file.write(half)
+    log_steps(tmp_path, 20, (30,), 2.0)
+    assert records(tmp_path) == [{"step": step, "train/loss": 1.0 + (step > 20)} for step in (10, 20, 30)]
+
+
+def test_the_meter_by_hand(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(logs.time, "perf_counter", lambda: now)
+
+    class Feed:
+        wait_s = 5.0  # before the meter: not counted
+
+    feed = Feed()
+    meter = Meter(feed)
+    for busy, tokens, padded, wait in ((2.0, 300, 400, 0.25), (1.0, 100, 100, 0.75)):
+        meter.start()
+        now += busy
+        feed.wait_s += wait
+        meter.stop(tokens, padded)
+        now += 50.0  # evaluation, saving
+    meter.start()
+    now += 1.0  # the wait for the loss: time without a step
+    meter.stop()
+    fields = meter.fields()
+    assert fields == {
+        "perf/tokens_per_s": 400 / 4.0,
+        "perf/step_ms": 2000.0,
+        "perf/data_ms": 500.0,
+        "perf/pad_frac": pytest.approx(0.2),
+    }
+    meter.start()
+    now += 0.5
+    meter.stop(10, 10)
+    assert meter.fields() == {  # anew
+        "perf/tokens_per_s": 20.0,
+        "perf/step_ms": 500.0,
+        "perf/data_ms": 0.0,
+        "perf/pad_frac": 0.0,
+    }
+
+
+def test_a_meter_without_tokens_stays_finite(monkeypatch):
+    monkeypatch.setattr(logs.time, "perf_counter", iter(range(10)).__next__)
+    meter = Meter(type("Feed", (), {"wait_s": 0.0})())
+    meter.start()
+    meter.stop()
+    assert all(math.isfinite(value) for value in meter.fields().values())

@@ -1,0 +1,349 @@
+"""Train a text classifier: a pretrained encoder, one label a row or several, with the loop written out below.
+
+    make bert                                                        # built-in weights and rows, a fresh clone
+    python train.py --train_data train.jsonl --val_data val.jsonl    # one GPU, or the CPU
+    python train.py @presets/roberta-base --train_data train.csv --val_data val.csv --class_weights balanced
+    torchrun --standalone --nproc_per_node=8 train.py --train_data train.jsonl --val_data val.jsonl
+    python train.py --resume runs/minilm/docstrings/20260101-120000  # continue a run that was stopped
+
+Tags on the lines that cost: GPU compute, H2D and D2H copies, COMM between ranks, SYNC where the host waits.
+B rows, T padded tokens, C classes.
+"""
+
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from archs.embedding import densify_gradients, use_sparse_gradients
+from archs.loading import (
+    build_encoder,
+    load_config,
+    load_tokenizer,
+    longest_input,
+    recompute_activations,
+    resolve_name,
+)
+from archs.saving import load_weights, save_model
+from core.batches import Cut, Feed
+from core.cache import RowSource
+from core.checkpoint import last_checkpoint, load_checkpoint, read_state, save_checkpoint
+from core.dist import (
+    broadcast_parameters,
+    close_dist,
+    gather_to_main,
+    init_dist,
+    on_main,
+    reduce_gradients,
+    seed_everything,
+    step_seed,
+    sum_over_ranks,
+)
+from core.errors import UserError, disk_errors, run_main
+from core.evaluate import evaluate, fit_thresholds, headline, score_rows
+from core.flags import Parser, add_shared_flags, number, parse
+from core.logs import Meter, RunLog
+from core.memory import auto_max_tokens, choose_amp, keep_freed_memory, peak_memory
+from core.plan import class_balance_weights, make_plan, padded_tokens
+from core.profile import StepProfiler, region
+from core.report import choose_metric, is_better, report_baselines, report_split, results_text
+from core.rows import RowFormat, read_class_weights
+from core.runs import RunRecord, run_folder
+from core.schedule import auto_epochs, auto_learning_rate, lr_scale, parameter_groups, warmup_steps
+from core.tokens import Encoder
+from losses.classification import choose_loss, class_weights, loss_denominator, make_loss
+
+
+# fmt: off
+def parse_args(argv=None):
+    parser = Parser(__doc__)
+    add_shared_flags(parser)
+    flag = parser.add_argument_group("model").add_argument
+    flag("--architecture", choices=("bert",), default="bert", help="bert: any encoder that transformers has")
+    flag("--model_name", default="builtin:minilm", help="builtin:minilm, a hub name, or a model folder")
+    flag("--head", choices=("model", "linear", "mlp", "residual"), default="model",
+         help="model: the architecture's own; the others stand on --pooling")
+    flag("--pooling", choices=("cls", "mean", "mean_max", "attention", "last"), default="mean",
+         help="token states to one vector, for --head linear, mlp and residual")
+    flag("--dropout", type=number(float, 0, 0.99), help="every dropout of model and head; default: the model's own")
+    flag("--attention", default="auto", help="auto (ours where it fits), or a name transformers knows: eager, sdpa")
+    flag = parser.add_argument_group("loss").add_argument
+    flag("--loss", choices=("auto", "ce", "bce", "focal"), default="auto",
+         help="auto: ce with one label a row, bce with several")
+    flag("--class_weights", default="none", metavar="none|balanced|effective|FILE",
+         help="by inverse count, by effective number, or JSON of {name: weight}")
+    flag("--label_smoothing", type=number(float, 0, 0.99), default=0.0, help="share of the target spread evenly")
+    flag("--focal_gamma", type=number(float, 0), default=2.0, help="of --loss focal; 0 is ce or bce")
+    flag("--focal_alpha", type=number(float, 0, 1), help="weight of positives, 1 - alpha of negatives; default: none")
+    args = parse(parser, argv)
+    for name in ("train_data", "val_data"):
+        if not getattr(args, name):
+            raise UserError(f"--{name}: no file given; expected rows in JSON, JSONL or CSV")
+    return args
+# fmt: on
+
+
+def main(argv=None, on_eval=None) -> dict:
+    """Train, evaluate, write the run folder.
+
+    Args:    on_eval: called as on_eval(step, metrics) on rank 0 after each evaluation; what it raises is raised
+             on every rank.
+    Returns: the headline metrics on the validation rows, and "run", the run's folder.
+    """
+    args = parse_args(argv)
+    started = time.perf_counter()
+    rank, world, device = init_dist()
+    say = tqdm.write if rank == 0 else lambda *_: None
+    keep_freed_memory()
+    amp_dtype = choose_amp(args.amp, device)
+    tf32 = amp_dtype is not None and not args.deterministic
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.use_deterministic_algorithms(args.deterministic)
+    scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
+    seed_everything(args.seed)
+    folder = Path(on_main(run_folder, args))
+
+    # -- data: read, checked and tokenised once, on rank 0, into a memory-mapped cache -------------------------
+    model_folder = resolve_name(args.model_name)
+    config, tokenizer = load_config(model_folder), load_tokenizer(model_folder)
+    max_length = longest_input(config, tokenizer, args.max_length)
+    encoder = Encoder(tokenizer, max_length, args.truncate, pair=bool(args.pair_field))
+    source = RowSource(encoder, RowFormat(args.text_field, args.pair_field, args.label_field), args.cache_dir)
+    train = source.open(args.train_data, "--train_data")
+    data = {"train": train, "validation": source.open(args.val_data, "--val_data", train)}
+    if args.calibration_data:
+        data["calibration"] = source.open(args.calibration_data, "--calibration_data", train)
+    if args.test_data:
+        data["test"] = source.open(args.test_data, "--test_data", train)
+    feeds = {name: Feed(rows, tokenizer.pad_token_id, device) for name, rows in data.items()}
+    for name, rows in data.items():
+        say(f"{name}: {rows.summary()}")
+    multi_label, num_classes = train.multi_label, len(train.label_names)
+    longest = max(int(rows.lengths.max()) for rows in data.values())
+    max_tokens = auto_max_tokens(device, longest) if args.max_tokens == "auto" else args.max_tokens
+    chances = class_balance_weights(train.labels) if args.sampler == "weighted" else None
+    plan = make_plan(train.lengths, args.batch_size, max_tokens, args.seed, device.type, chances)
+    epochs = auto_epochs(len(train), args.batch_size) if args.epochs == "auto" else args.epochs
+    num_steps = math.ceil(epochs * plan.steps_per_epoch)
+    num_steps = min(num_steps, args.max_steps) if args.max_steps else num_steps
+    eval_steps, save_steps = args.eval_steps or plan.steps_per_epoch, args.save_steps or plan.steps_per_epoch
+
+    # -- model: pretrained, float32, the same on every rank ----------------------------------------------------
+    model, notes = build_encoder(
+        model_folder,
+        config,
+        train.label_names,
+        multi_label,
+        args.head,
+        args.pooling,
+        args.dropout,
+        args.attention,
+    )
+    model.to(device).train()
+    if device.type == "cpu":
+        use_sparse_gradients(model.inner)
+    broadcast_parameters([*model.parameters(), *model.buffers()])  # COMM
+    if args.gradient_checkpointing:
+        recompute_activations(model.inner)
+    run_model = torch.compile(model, dynamic=True) if args.compile else model
+
+    # -- loss: a sum over rows, divided by one number for the whole logical batch ------------------------------
+    loss_name = choose_loss(args.loss, multi_label, num_classes, args.focal_alpha)
+    given = read_class_weights(args.class_weights, train.label_names)
+    weights = class_weights(args.class_weights, train.labels, num_classes, given, args.focal_alpha)
+    device_weights = None if weights is None else torch.from_numpy(weights).to(device)
+    loss_fn = make_loss(loss_name, multi_label, device_weights, args.label_smoothing, args.focal_gamma)
+
+    def autocast():
+        return torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None)
+
+    def forward(cut: Cut) -> torch.Tensor:
+        return run_model(cut.ids, cut.mask, cut.token_types)  # (B, T) -> (B, C)
+
+    def forward_backward(cut: Cut, denom: float) -> torch.Tensor:
+        with region("forward"), autocast():
+            logits = forward(cut)  # GPU
+            loss = loss_fn(logits, cut.labels) / denom  # GPU  this cut's share of the batch's loss, float32
+        with region("backward"):
+            scaler.scale(loss).backward()  # GPU  nothing is sent here
+        return loss.detach()  # a device scalar: no host wait
+
+    forward_backward(
+        feeds["train"].cut(plan.rows(0)[:1]), 1.0
+    )  # GPU  one row: which weights are used at all?
+    for param in model.parameters():
+        param.requires_grad_(param.grad is not None)
+        param.grad = None
+    params = [param for param in model.parameters() if param.requires_grad]
+    num_params, num_trained = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in params)
+
+    # -- optimiser: AdamW in one fused kernel; the learning rate is a function of the step ---------------------
+    learning_rate = auto_learning_rate(num_params) if args.learning_rate == "auto" else args.learning_rate
+    groups = parameter_groups(model, learning_rate, args.weight_decay, args.layer_decay, model.num_layers)
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+    num_warmup = warmup_steps(args.warmup, num_steps)
+
+    # -- run folder: made only now, when everything that a user can get wrong has been read --------------------
+    metric = choose_metric(args.metric, data["validation"])
+    profiler = StepProfiler(args.profile, folder / "profile", device, args.snapshot)
+    hashes = {name: rows.meta["sha256"] for name, rows in data.items()}
+    record = RunRecord.open(folder, args, device, world, data=hashes, max_tokens=max_tokens)
+    start, stop, log_start = 0, False, 0
+    best = {"value": None, "step": 0, "waited": 0}  # waited: evaluations since
+    loss_sum, skipped = torch.zeros((), device=device), torch.zeros((), device=device)
+    saved = last_checkpoint(folder / "checkpoint") if args.resume else None
+    if saved:
+        load_checkpoint(saved, model, optimizer)  # H2D
+        state = read_state(saved)
+        start, stop, log_start, best = state["step"], state["stop"], state["log_start"], state["best"]
+        loss_sum.fill_(state["loss_sums"][rank])
+        skipped.fill_(state["skipped"])
+        scaler.load_state_dict(state["scaler"])
+    about = {"architecture": args.architecture, "head": args.head, "pooling": args.pooling, "amp": args.amp}
+    about |= {"label_names": train.label_names, "multi_label": multi_label, "attention": args.attention}
+    about |= {"row_format": vars(source.row_format), "max_length": max_length, "truncate": args.truncate}
+    facts = {"model": about, "num_steps": num_steps, "epochs": epochs, "num_parameters": num_params}
+    facts |= {"num_trained": num_trained, "learning_rate": learning_rate, "loss": loss_name, "metric": metric}
+    with disk_errors(folder, "--output_dir"):
+        on_main(lambda: record.write(**facts, amp=str(amp_dtype)))
+        log = RunLog(folder, start) if rank == 0 else None
+    for note in notes:
+        say(note)
+    say(
+        f"model: {args.model_name}, {num_params / 1e6:.1f} M parameters, {num_trained / 1e6:.1f} M trained, "
+        f"{num_classes} classes, {'several labels' if multi_label else 'one label'} a row, {loss_name}\n"
+        f"plan: {num_steps} steps of {args.batch_size} rows ({epochs:g} epochs), {world} rank(s), cuts of at most "
+        f"{max_tokens} padded tokens, learning rate {learning_rate:g}, {amp_dtype or 'float32'} on {device}\n"
+        f"run: {folder}" + (f", resumed after step {start}" if args.resume else "")
+    )
+
+    # -- the loop ----------------------------------------------------------------------------------------------
+    bar = tqdm(total=num_steps, initial=start, unit=" step", disable=None if rank == 0 else True)
+    meter = Meter(feeds["train"])
+    for step in range(start, start if stop else num_steps):
+        meter.start()
+        profiler.before(step)
+        torch.manual_seed(step_seed(args.seed, step, rank))  # dropout: resume needs no generator state
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * lr_scale(step, num_steps, num_warmup, args.schedule)
+        rows = plan.rows(step)  # the logical batch, over all ranks
+        denom = loss_denominator(train.labels[rows], weights)  # over all ranks; a Python number
+        cuts = plan.cuts(rows, max_tokens, rank, world)  # this rank's micro-batches
+        with autocast():  # around all cuts: a weight is cast once a step, not once a cut
+            for cut in feeds["train"](cuts):  # H2D  pinned, non_blocking, one cut ahead
+                loss_sum += forward_backward(cut, denom)  # GPU
+        with region("optim"):
+            densify_gradients(params)
+            reduce_gradients(params)  # COMM  once a step: flat buckets, summed over ranks
+            scaler.unscale_(optimizer)
+            grad_norm = torch.nn.utils.clip_grad_norm_(params, args.max_grad_norm or math.inf)  # GPU
+            is_finite = grad_norm.isfinite()
+            skipped += ~is_finite
+            if not scaler.is_enabled():
+                optimizer.found_inf = (~is_finite).float()  # the fused kernel skips the update; no host wait
+            scaler.step(optimizer)  # GPU  SYNC with float16 only
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+        meter.stop(int(train.lengths[rows].sum()), padded_tokens(cuts, train.lengths))
+        done = step + 1
+        bar.update()
+        table = profiler.after(step, num_steps)
+        if table:
+            say(f"{table}\nprofile: {folder / 'profile'}")
+
+        if done % args.log_steps == 0 or done == num_steps:
+            meter.start()
+            loss = float(sum_over_ranks(loss_sum)) / (done - log_start)  # COMM SYNC
+            meter.stop()
+            now = {
+                "train/loss": loss,
+                "train/grad_norm": float(grad_norm),  # SYNC
+                "train/skipped_steps": int(skipped),  # SYNC
+            }
+            now |= {"train/lr": optimizer.param_groups[-1]["lr"], "train/epoch": done / plan.steps_per_epoch}
+            now |= meter.fields() | peak_memory(device)  # COMM
+            if log:
+                log.write(done, now)
+            bar.set_postfix_str(f"loss {loss:.4f}, {now['perf/tokens_per_s']:.0f} tokens/s")
+            loss_sum.zero_()
+            log_start = done
+
+        if done % eval_steps == 0 or done == num_steps:
+            metrics = evaluate(
+                model, forward, feeds["validation"], max_tokens, amp_dtype, rank, world
+            )  # GPU COMM D2H
+            best["waited"] += 1
+            if is_better(metrics, metric, best["value"]):
+                best = {"value": metrics[metric], "step": done, "waited": 0}
+                with disk_errors(folder, "--output_dir"):
+                    on_main(save_model, folder / "best_model", model, tokenizer, about)  # D2H
+            if log:
+                log.write(done, {f"eval/{name}": value for name, value in headline(metrics).items()})
+            say(
+                f"step {done:5d}  epoch {done / plan.steps_per_epoch:5.2f}  loss {metrics['loss']:.4f}  accuracy "
+                f"{metrics['accuracy']:.4f}  {metric} {metrics[metric]:.4f}{'  best' * (best['step'] == done)}"
+            )
+            if on_eval:
+                on_main(on_eval, done, metrics)
+            stop = bool(args.patience and best["waited"] >= args.patience)
+
+        if done % save_steps == 0 or done == num_steps or stop:
+            state = {"best": best, "stop": stop, "log_start": log_start, "skipped": int(skipped)}  # SYNC
+            state |= {
+                "loss_sums": gather_to_main(float(loss_sum)),
+                "scaler": scaler.state_dict(),
+            }  # COMM SYNC
+            with disk_errors(folder, "--output_dir"):
+                on_main(save_checkpoint, folder / "checkpoint", done, model, optimizer, state)  # D2H
+        if stop:
+            say(f"stopped: {args.patience} evaluations without a better {metric} than at step {best['step']}")
+            break
+    bar.close()
+
+    # -- final evaluation: what was saved as best is loaded again, and each split is scored once ---------------
+    with disk_errors(folder, "--output_dir"):
+        on_main(save_model, folder / "final_model", model, tokenizer, about)
+    load_weights(model, folder / "best_model")  # H2D
+    scores = {
+        name: score_rows(model, forward, feeds[name], max_tokens, amp_dtype, rank, world)  # GPU COMM D2H
+        for name in data
+        if name != "train"
+    }
+    bests = {"metric": metric, "value": best["value"], "step": best["step"]}
+    with disk_errors(folder, "--output_dir"):
+        return on_main(
+            finish, args, folder, record, log, source.row_format, data, scores, bests, device, started
+        )
+
+
+def finish(args, folder, record, log, row_format, data, scores, best, device, started) -> dict:
+    """On rank 0: write validation/ and test/, print the table, close the record."""
+    tuned = "calibration" if "calibration" in data else "validation"
+    thresholds = fit_thresholds(scores[tuned], data[tuned])
+    splits = {name: data[name] for name in ("validation", "test") if name in data}
+    table = {
+        name: report_split(
+            folder / name, name, scores[name], rows, thresholds, data[tuned], log, best["step"]
+        )
+        for name, rows in splits.items()
+    }
+    baselines = report_baselines(args.train_data, data["train"], splits, row_format) if args.baselines else {}
+    print(results_text(table | baselines, data["train"].multi_label))
+    numbers = {name: headline(metrics) for name, metrics in table.items()}
+    others = {name: headline(metrics) for name, metrics in baselines.items()}
+    timings = {"total_s": time.perf_counter() - started}
+    record.write(status="finished", best=best, metrics=numbers, baselines=others, timings=timings,
+                 peak_memory=peak_memory(device))  # fmt: skip
+    log.close()
+    print(json.dumps({"run": str(folder), **numbers}))
+    return {"run": str(folder), **numbers["validation"]}
+
+
+if __name__ == "__main__":
+    try:
+        run_main(main)
+    finally:
+        close_dist()

@@ -4,7 +4,8 @@
     python -m data.docstrings --task traits     # which facts of the code hold -> rows/docstring_traits
 
 Real text that every Python has: sources are read and parsed, never imported; test folders are left out. Each
-run of white space, line breaks included, becomes one space, and texts under MIN_WORDS words are dropped.
+run of white space, line breaks included, becomes one space, and texts under MIN_WORDS words are dropped. Neither
+near-duplicates nor the docstrings of one class are ever divided between the splits.
 
 `package` takes modules, classes and functions. The label is the top-level package or module (`email`,
 `tarfile`; `_pydecimal`, the Python code of `decimal`, counts as `decimal`): the NUM_CLASSES with most rows.
@@ -67,6 +68,7 @@ class Docstring(NamedTuple):
     text: str
     package: str
     traits: dict[str, int] | None  # None for a module
+    owner: str = ""  # the outermost class that it stands in, with its file; "" outside classes
 
 
 # Reading the standard library
@@ -122,27 +124,30 @@ def find_traits(node: ast.AST, in_class: bool) -> dict[str, int]:
     return {name: int(facts[name]) for name in TRAITS}
 
 
-def parse_source(source: str | bytes, package: str) -> list[Docstring]:
-    """The docstrings of one file, from top to bottom.
+def parse_source(source: str | bytes, package: str, file: str = "") -> list[Docstring]:
+    """The docstrings of one file, from top to bottom; `file` tells classes of the same name apart.
 
     Raises:  SyntaxError or ValueError when the file does not parse.
     """
     found = []
 
-    def visit(node: ast.AST, in_class: bool) -> None:
+    def visit(node: ast.AST, in_class: bool, owner: str) -> None:
         is_definition = isinstance(node, DEFINITION)
+        if isinstance(node, ast.ClassDef):
+            owner = owner or f"{file}:{node.name}"
         if is_definition or isinstance(node, ast.Module):
             text = " ".join((ast.get_docstring(node) or "").split())
             if text:
-                found.append(Docstring(text, package, find_traits(node, in_class) if is_definition else None))
+                traits = find_traits(node, in_class) if is_definition else None
+                found.append(Docstring(text, package, traits, owner))
             in_class = isinstance(node, ast.ClassDef)
         for child in ast.iter_child_nodes(node):
             if isinstance(child, (ast.stmt, ast.excepthandler, ast.match_case)):
-                visit(child, in_class)  # inside `if` and `try` a method is still a method
+                visit(child, in_class, owner)  # inside `if` and `try` a method is still a method
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # old escapes in old modules
-        visit(ast.parse(source), False)
+        visit(ast.parse(source), False, "")
     return found
 
 
@@ -152,7 +157,7 @@ def read_docstrings(root: Path) -> tuple[list[Docstring], dict]:
     sources = list_sources(root)
     for package, path in sources:
         try:
-            docstrings += parse_source((root / path).read_bytes(), package)
+            docstrings += parse_source((root / path).read_bytes(), package, path.as_posix())
         except (SyntaxError, ValueError, OSError):
             not_parsed.append(path.as_posix())
     return docstrings, {"read": len(sources) - len(not_parsed), "not_parsed": not_parsed}
@@ -211,6 +216,26 @@ def group_near_duplicates(texts: list[str], near: float = NEAR) -> list[int]:
     return [root(i) for i in range(len(texts))]
 
 
+def join_groups(groups: list[int], owners: list[str]) -> list[int]:
+    """Groups in which rows of one owner are together too; "" is nobody's.
+
+    Methods of one class speak of the same few things: divided between the splits, knowing the class's own words
+    would pass for knowing the package.
+    """
+    parent = {group: group for group in groups}
+
+    def root(group: int) -> int:
+        while parent[group] != group:
+            parent[group] = group = parent[parent[group]]
+        return group
+
+    first: dict[str, int] = {}
+    for group, owner in zip(groups, owners, strict=True):
+        if owner:
+            parent[root(group)] = root(first.setdefault(owner, group))
+    return [root(group) for group in groups]
+
+
 def split_by_group(groups: list[int], names: list[list[str]], seed: int) -> dict[str, list[int]]:
     """Indices of the rows of each split, in a shuffled order; a group is never divided.
 
@@ -243,8 +268,8 @@ def split_by_group(groups: list[int], names: list[list[str]], seed: int) -> dict
 # From docstrings to files
 
 
-def choose_rows(docstrings: list[Docstring], task: str) -> tuple[list[dict], list[list[str]], dict]:
-    """The rows of a task, for each the names to keep level over the splits, and what was dropped and why."""
+def choose_rows(docstrings: list[Docstring], task: str) -> tuple[list[dict], list[list[str]], list[str], dict]:
+    """The rows of a task, for each the names to keep level and its owner, and what was dropped and why."""
     dropped = {"modules": sum(row.traits is None for row in docstrings)} if task == "traits" else {}
     rows = [row for row in docstrings if task == "package" or row.traits is not None]
     long = [row for row in rows if len(row.text.split()) >= MIN_WORDS]
@@ -256,17 +281,19 @@ def choose_rows(docstrings: list[Docstring], task: str) -> tuple[list[dict], lis
         largest = sorted(count, key=lambda name: (-count[name], name))[:NUM_CLASSES]
         kept = [row for row in rows if row.package in largest]
         dropped["other_packages"] = len(rows) - len(kept)
-        return [{"text": r.text, "label": r.package} for r in kept], [[r.package] for r in kept], dropped
+        owners = [row.owner for row in kept]
+        return [{"text": r.text, "label": r.package} for r in kept], [[r.package] for r in kept], owners, dropped
     count = Counter(name for row in rows for name, holds in row.traits.items() if holds)
     traits = [name for name in TRAITS if count[name] >= MIN_TRAIT_SHARE * len(rows)]
     chosen = [{"text": row.text, "labels": {name: row.traits[name] for name in traits}} for row in rows]
-    return chosen, [["row"] + [name for name in traits if row.traits[name]] for row in rows], dropped
+    names = [["row"] + [name for name in traits if row.traits[name]] for row in rows]
+    return chosen, names, [row.owner for row in rows], dropped
 
 
 def build(root: Path, task: str, seed: int) -> tuple[dict[str, list[dict]], dict]:
     """The rows of each split, and their summary."""
     docstrings, files = read_docstrings(root)
-    rows, names, dropped = choose_rows(docstrings, task)
+    rows, names, owners, dropped = choose_rows(docstrings, task)
     classes = sorted({name for row in names for name in row} - {"row"})
     if len(classes) < (NUM_CLASSES if task == "package" else 2):
         raise UserError(
@@ -274,7 +301,7 @@ def build(root: Path, task: str, seed: int) -> tuple[dict[str, list[dict]], dict
             f"--task {task}. Use a Python that has all of its standard library as .py files."
         )
     groups = group_near_duplicates([row["text"] for row in rows])
-    splits = split_by_group(groups, names, seed)
+    splits = split_by_group(join_groups(groups, owners), names, seed)
     counts = {split: Counter(name for i in chosen for name in names[i]) for split, chosen in splits.items()}
     lengths = sorted(len(row["text"].split()) for row in rows)
     sizes = Counter(groups)

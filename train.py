@@ -12,6 +12,7 @@ B rows, T padded tokens, C classes.
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 
@@ -43,7 +44,7 @@ from core.dist import (
     sum_over_ranks,
 )
 from core.errors import UserError, disk_errors, run_main
-from core.evaluate import evaluate, fit_thresholds, headline, score_rows
+from core.evaluate import fit_thresholds, headline, measure, score_rows
 from core.flags import Parser, add_shared_flags, number, parse
 from core.logs import Meter, RunLog
 from core.memory import auto_max_tokens, choose_amp, keep_freed_memory, peak_memory
@@ -101,6 +102,7 @@ def main(argv=None, on_eval=None) -> dict:
     amp_dtype = choose_amp(args.amp, device)
     tf32 = amp_dtype is not None and not args.deterministic
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
     torch.use_deterministic_algorithms(args.deterministic)
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
     seed_everything(args.seed)
@@ -132,15 +134,9 @@ def main(argv=None, on_eval=None) -> dict:
     eval_steps, save_steps = args.eval_steps or plan.steps_per_epoch, args.save_steps or plan.steps_per_epoch
 
     # -- model: pretrained, float32, the same on every rank ----------------------------------------------------
+    names, dropout = train.label_names, args.dropout
     model, notes = build_encoder(
-        model_folder,
-        config,
-        train.label_names,
-        multi_label,
-        args.head,
-        args.pooling,
-        args.dropout,
-        args.attention,
+        model_folder, config, names, multi_label, args.head, args.pooling, dropout, args.attention
     )
     model.to(device).train()
     if device.type == "cpu":
@@ -171,9 +167,11 @@ def main(argv=None, on_eval=None) -> dict:
             scaler.scale(loss).backward()  # GPU  nothing is sent here
         return loss.detach()  # a device scalar: no host wait
 
-    forward_backward(
-        feeds["train"].cut(plan.rows(0)[:1]), 1.0
-    )  # GPU  one row: which weights are used at all?
+    def score(name: str):
+        return score_rows(model, forward, feeds[name], max_tokens, amp_dtype, rank, world)  # GPU COMM D2H
+
+    one_row = feeds["train"].cut(plan.rows(0)[:1])
+    forward_backward(one_row, 1.0)  # GPU  which weights get a gradient at all? The others are not trained
     for param in model.parameters():
         param.requires_grad_(param.grad is not None)
         param.grad = None
@@ -215,8 +213,9 @@ def main(argv=None, on_eval=None) -> dict:
     say(
         f"model: {args.model_name}, {num_params / 1e6:.1f} M parameters, {num_trained / 1e6:.1f} M trained, "
         f"{num_classes} classes, {'several labels' if multi_label else 'one label'} a row, {loss_name}\n"
-        f"plan: {num_steps} steps of {args.batch_size} rows ({epochs:g} epochs), {world} rank(s), cuts of at most "
-        f"{max_tokens} padded tokens, learning rate {learning_rate:g}, {amp_dtype or 'float32'} on {device}\n"
+        f"plan: {num_steps} steps of {args.batch_size} rows ({num_steps / plan.steps_per_epoch:.3g} epochs), "
+        f"{world} rank(s), cuts of at most {max_tokens} padded tokens, learning rate {learning_rate:g}, "
+        f"{amp_dtype or 'float32'} on {device}\n"
         f"run: {folder}" + (f", resumed after step {start}" if args.resume else "")
     )
 
@@ -258,11 +257,8 @@ def main(argv=None, on_eval=None) -> dict:
             meter.start()
             loss = float(sum_over_ranks(loss_sum)) / (done - log_start)  # COMM SYNC
             meter.stop()
-            now = {
-                "train/loss": loss,
-                "train/grad_norm": float(grad_norm),  # SYNC
-                "train/skipped_steps": int(skipped),  # SYNC
-            }
+            now = {"train/loss": loss, "train/grad_norm": float(grad_norm)}  # SYNC
+            now["train/skipped_steps"] = int(skipped)  # SYNC
             now |= {"train/lr": optimizer.param_groups[-1]["lr"], "train/epoch": done / plan.steps_per_epoch}
             now |= meter.fields() | peak_memory(device)  # COMM
             if log:
@@ -272,9 +268,7 @@ def main(argv=None, on_eval=None) -> dict:
             log_start = done
 
         if done % eval_steps == 0 or done == num_steps:
-            metrics = evaluate(
-                model, forward, feeds["validation"], max_tokens, amp_dtype, rank, world
-            )  # GPU COMM D2H
+            metrics = on_main(measure, score("validation"), data["validation"])  # GPU COMM D2H
             best["waited"] += 1
             if is_better(metrics, metric, best["value"]):
                 best = {"value": metrics[metric], "step": done, "waited": 0}
@@ -292,10 +286,10 @@ def main(argv=None, on_eval=None) -> dict:
 
         if done % save_steps == 0 or done == num_steps or stop:
             state = {"best": best, "stop": stop, "log_start": log_start, "skipped": int(skipped)}  # SYNC
-            state |= {
-                "loss_sums": gather_to_main(float(loss_sum)),
-                "scaler": scaler.state_dict(),
-            }  # COMM SYNC
+            state["loss_sums"], state["scaler"] = (
+                gather_to_main(float(loss_sum)),
+                scaler.state_dict(),
+            )  # COMM SYNC
             with disk_errors(folder, "--output_dir"):
                 on_main(save_checkpoint, folder / "checkpoint", done, model, optimizer, state)  # D2H
         if stop:
@@ -306,39 +300,34 @@ def main(argv=None, on_eval=None) -> dict:
     # -- final evaluation: what was saved as best is loaded again, and each split is scored once ---------------
     with disk_errors(folder, "--output_dir"):
         on_main(save_model, folder / "final_model", model, tokenizer, about)
-    load_weights(model, folder / "best_model")  # H2D
-    scores = {
-        name: score_rows(model, forward, feeds[name], max_tokens, amp_dtype, rank, world)  # GPU COMM D2H
-        for name in data
-        if name != "train"
-    }
+    on_main(load_weights, model, folder / "best_model")  # H2D
+    broadcast_parameters([*model.parameters(), *model.buffers()])  # COMM
+    scores = {name: score(name) for name in data if name != "train"}  # GPU COMM D2H
     bests = {"metric": metric, "value": best["value"], "step": best["step"]}
+    facts = {"timings": {"train_s": meter.total_s, "total_s": time.perf_counter() - started}}
+    facts |= {"best": bests, "peak_memory": peak_memory(device)}
     with disk_errors(folder, "--output_dir"):
-        return on_main(
-            finish, args, folder, record, log, source.row_format, data, scores, bests, device, started
-        )
+        return on_main(finish, args, folder, record, log, source.row_format, data, scores, facts)
 
 
-def finish(args, folder, record, log, row_format, data, scores, best, device, started) -> dict:
+def finish(args, folder, record, log, row_format, data, scores, facts) -> dict:
     """On rank 0: write validation/ and test/, print the table, close the record."""
     tuned = "calibration" if "calibration" in data else "validation"
     thresholds = fit_thresholds(scores[tuned], data[tuned])
     splits = {name: data[name] for name in ("validation", "test") if name in data}
-    table = {
-        name: report_split(
-            folder / name, name, scores[name], rows, thresholds, data[tuned], log, best["step"]
+    table = {}
+    for name, rows in splits.items():
+        step = facts["best"]["step"]
+        table[name] = report_split(
+            folder / name, name, scores[name], rows, thresholds, data[tuned], log, step
         )
-        for name, rows in splits.items()
-    }
     baselines = report_baselines(args.train_data, data["train"], splits, row_format) if args.baselines else {}
     print(results_text(table | baselines, data["train"].multi_label))
     numbers = {name: headline(metrics) for name, metrics in table.items()}
     others = {name: headline(metrics) for name, metrics in baselines.items()}
-    timings = {"total_s": time.perf_counter() - started}
-    record.write(status="finished", best=best, metrics=numbers, baselines=others, timings=timings,
-                 peak_memory=peak_memory(device))  # fmt: skip
+    record.write(status="finished", metrics=numbers, baselines=others, **facts)
     log.close()
-    print(json.dumps({"run": str(folder), **numbers}))
+    print(f"run folder: {folder}\n{json.dumps({'run': str(folder), **numbers})}")
     return {"run": str(folder), **numbers["validation"]}
 
 

@@ -12,7 +12,7 @@ import torch
 
 from core.batches import Cut, Feed
 from core.cache import TokenRows
-from core.dist import gather_to_main, on_main
+from core.dist import gather_to_main
 from core.errors import UserError
 from core.files import write_json, write_text
 from core.metrics import calibration_summary, classification_metrics, probabilities
@@ -85,20 +85,6 @@ def measure(
     if rows.multi_label:
         metrics["thresholds_tuned_on"] = tuned_on
     return metrics
-
-
-def evaluate(
-    model: torch.nn.Module,
-    forward: Callable[[Cut], torch.Tensor],
-    feed: Feed,
-    max_tokens: int,
-    amp_dtype: torch.dtype | None,
-    rank: int,
-    world: int,
-) -> dict:
-    """The metrics of a file's rows, the same dictionary on every rank. Cost: GPU, COMM, D2H."""
-    logits = score_rows(model, forward, feed, max_tokens, amp_dtype, rank, world)
-    return on_main(measure, logits, feed.rows)
 
 
 def fit_thresholds(logits: np.ndarray, rows: TokenRows) -> np.ndarray | None:

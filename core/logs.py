@@ -56,11 +56,11 @@ class RunLog:
 
 
 class Meter:
-    """Time and tokens since the last log record, evaluation and saving left out."""
+    """Time and tokens since the last log record, evaluation and saving left out; total_s is of the whole start."""
 
     def __init__(self, feed: Feed):
         """feed: its wait_s is the time the loop waited for data."""
-        self.feed = feed
+        self.feed, self.total_s = feed, 0.0
         self.reset()
 
     def reset(self) -> None:
@@ -72,7 +72,8 @@ class Meter:
 
     def stop(self, tokens: int | None = None, padded: int = 0) -> None:
         """Stop the clock; at the end of a step, count its tokens (over all ranks) and this rank's padded ones."""
-        self.busy_s += time.perf_counter() - self.since
+        took = time.perf_counter() - self.since
+        self.busy_s, self.total_s = self.busy_s + took, self.total_s + took
         if tokens is not None:
             self.steps, self.tokens, self.padded = self.steps + 1, self.tokens + tokens, self.padded + padded
 

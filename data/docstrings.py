@@ -268,7 +268,9 @@ def split_by_group(groups: list[int], names: list[list[str]], seed: int) -> dict
 # From docstrings to files
 
 
-def choose_rows(docstrings: list[Docstring], task: str) -> tuple[list[dict], list[list[str]], list[str], dict]:
+def choose_rows(
+    docstrings: list[Docstring], task: str
+) -> tuple[list[dict], list[list[str]], list[str], dict]:
     """The rows of a task, for each the names to keep level and its owner, and what was dropped and why."""
     dropped = {"modules": sum(row.traits is None for row in docstrings)} if task == "traits" else {}
     rows = [row for row in docstrings if task == "package" or row.traits is not None]
@@ -282,7 +284,12 @@ def choose_rows(docstrings: list[Docstring], task: str) -> tuple[list[dict], lis
         kept = [row for row in rows if row.package in largest]
         dropped["other_packages"] = len(rows) - len(kept)
         owners = [row.owner for row in kept]
-        return [{"text": r.text, "label": r.package} for r in kept], [[r.package] for r in kept], owners, dropped
+        return (
+            [{"text": r.text, "label": r.package} for r in kept],
+            [[r.package] for r in kept],
+            owners,
+            dropped,
+        )
     count = Counter(name for row in rows for name, holds in row.traits.items() if holds)
     traits = [name for name in TRAITS if count[name] >= MIN_TRAIT_SHARE * len(rows)]
     chosen = [{"text": row.text, "labels": {name: row.traits[name] for name in traits}} for row in rows]

@@ -83,7 +83,8 @@ def test_the_record_of_a_new_run(tmp_path, monkeypatch):
     found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     assert found["status"] == "running"
     assert found["arguments"] == {
-        "model_name": "builtin:minilm", "train_data": "rows/a/train.jsonl", "epochs": 2.0, "seed": 7, "text_field": "gr\xf6\xdfe",
+        "model_name": "builtin:minilm", "train_data": "rows/a/train.jsonl", "epochs": 2.0, "seed": 7,
+        "text_field": "gr\xf6\xdfe",
     }  # fmt: skip
     assert found["command"] == ["train.py", "--epochs", "2"]
     assert (found["data"], found["max_tokens"], found["num_steps"]) == (*FIXED.values(), 7)

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import sysconfig
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from data.docstrings import (
     Docstring,
     drop_duplicates,
     group_near_duplicates,
+    join_groups,
     list_sources,
     main,
     parse_source,
@@ -281,3 +283,27 @@ def test_a_full_disk_leaves_the_old_files(written, tmp_path, monkeypatch):
 def test_an_interpreter_without_sources(tmp_path, task):
     with pytest.raises(UserError, match="standard library"):
         docstrings.build(tmp_path, task, seed=0)
+
+
+def test_classes_stay_whole_by_hand():
+    groups = join_groups([0, 1, 2, 2, 4], ["a:A", "a:A", "b:B", "", "b:B"])
+    assert groups[0] == groups[1]
+    assert groups[2] == groups[3] == groups[4]
+    assert groups[0] != groups[2]
+    source = 'class A:\n "of a"\n class B:\n  "of b"\n  def f(self):\n   "of f"\ndef g():\n "of g"\n'
+    owners = {row.text: row.owner for row in parse_source(source, "x", "x.py")}
+    assert owners == {"of a": "x.py:A", "of b": "x.py:A", "of f": "x.py:A", "of g": ""}
+
+
+def test_no_class_straddles(written):
+    """Texts of one class, looked up anew in the sources, are in one split."""
+    found, _ = docstrings.read_docstrings(Path(sysconfig.get_path("stdlib")))
+    count = Counter(row.text for row in found)
+    owner = {row.text: row.owner for row in found if row.owner and count[row.text] == 1}
+    splits = load(written["package"][0])
+    held = {
+        name: {owner[row["text"]] for row in rows if row["text"] in owner} for name, rows in splits.items()
+    }
+    assert len(held["train"]) > 100
+    assert not held["train"] & held["test"]
+    assert not held["train"] & held["validation"]

@@ -38,25 +38,17 @@ def main(argv=None) -> dict:
     texts = texts[: args.rows or None]
     max_length = next(iter(ours.values())).encoder.max_length
     theirs = pipeline("text-classification", f"{args.run}/best_model", device=device, dtype=torch.float32)
-    calls = {
-        "pipeline(batch_size=32)": lambda: theirs(
-            texts, batch_size=32, truncation=True, max_length=max_length
-        )
-    }
-    calls |= {name: lambda p=p: p(texts) for name, p in ours.items()}
+    base = "pipeline(batch_size=32)"
+    calls = {base: lambda rows: theirs(rows, batch_size=32, truncation=True, max_length=max_length), **ours}
     times, labels = {name: [] for name in calls}, {}
     for call in calls.values():
-        call_texts = texts
-        texts = texts[:64]  # warm-up
-        call()
-        texts = call_texts
+        call(texts[:64])  # warm-up
     for _ in range(args.repeats):
         for name, call in calls.items():
             start = time.perf_counter()
-            rows = call()
+            rows = call(texts)
             times[name].append(time.perf_counter() - start)
             labels[name] = [row["label"] for row in rows]
-    base = "pipeline(batch_size=32)"
     rows = []
     for name in calls:
         same = sum(a == b for a, b in zip(labels[name], labels[base], strict=True))

@@ -7,7 +7,8 @@ comma := ,
 
 # GPU=3 or GPU=0,1 sets the visible devices; without it all there are (or the CPU) are used
 GPU ?=
-NPROC ?= $(if $(GPU),$(words $(subst $(comma), ,$(GPU))),$(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true))
+COUNT_GPUS = $(shell command -v nvidia-smi >/dev/null && $(PY) -c 'import torch; print(torch.cuda.device_count())')
+NPROC ?= $(if $(GPU),$(words $(subst $(comma), ,$(GPU))),$(COUNT_GPUS))
 LAUNCH = $(if $(GPU),CUDA_VISIBLE_DEVICES=$(GPU) )$(if $(filter-out 0 1,$(NPROC)),$(VENV)/bin/torchrun --standalone --nproc_per_node=$(NPROC),$(PY))
 
 # a user's own things; without DATA the built-in rows are used
@@ -16,11 +17,13 @@ DATA ?=
 VAL ?=
 TEST ?=
 EPOCHS ?=
+STEPS ?= 10:15
 ARGS ?=
 BUILTIN_ROWS = rows/docstrings
 BUILTIN_FLAGS = --train_data $(BUILTIN_ROWS)/train.jsonl --val_data $(BUILTIN_ROWS)/validation.jsonl --test_data $(BUILTIN_ROWS)/test.jsonl --baselines
 OWN_FLAGS = --train_data $(DATA) --val_data $(VAL) $(if $(TEST),--test_data $(TEST))
-ROW_FLAGS = $(if $(DATA),$(OWN_FLAGS),@presets/docstrings $(BUILTIN_FLAGS))
+PRESET = $(if $(DATA),,$(if $(filter builtin:minilm,$(MODEL)),@presets/docstrings))
+ROW_FLAGS = $(PRESET) $(if $(DATA),$(OWN_FLAGS),$(BUILTIN_FLAGS))
 BERT = $(LAUNCH) train.py --architecture bert $(ROW_FLAGS) --model_name $(MODEL) $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 
 .PHONY: help setup bert profile tensorboard test test-slow test-gpu lint format clean
@@ -49,8 +52,8 @@ bert: setup $(if $(DATA),,$(BUILTIN_ROWS)/train.jsonl) ## train an encoder class
 	@$(if $(DATA),$(if $(VAL),,echo "error: DATA=$(DATA) needs VAL=, the rows that choose the best step"; exit 1),:)
 	$(BERT)
 
-profile: setup $(if $(DATA),,$(BUILTIN_ROWS)/train.jsonl) ## record steps 10 to 15 of the bert job: Chrome trace, operator table
-	$(BERT) --profile 10:15 --max_steps 15
+profile: setup $(if $(DATA),,$(BUILTIN_ROWS)/train.jsonl) ## record the bert job's steps STEPS=10:15: Chrome trace, operators, CUDA memory
+	$(BERT) --profile $(STEPS) --max_steps $(lastword $(subst :, ,$(STEPS)))
 
 tensorboard: setup ## look at all runs in a browser
 	$(VENV)/bin/tensorboard --logdir runs

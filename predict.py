@@ -27,7 +27,7 @@ from archs.saving import load_model
 from core.batches import Cut, make_cut, to_device
 from core.cache import LabelColumn
 from core.errors import UserError, disk_errors, run_main
-from core.evaluate import CROSS_FITTED, headline, score_cuts
+from core.evaluate import headline, score_cuts
 from core.flags import Parser, number
 from core.memory import auto_max_tokens, choose_amp, keep_freed_memory
 from core.metrics import classification_metrics, probabilities
@@ -44,7 +44,7 @@ WINDOW = 4096  # rows sorted together: enough that cuts hold rows of like length
 class Predictor:
     """A loaded run. Call it with texts (or pairs) for prediction rows; `scores` gives the logits."""
 
-    def __init__(self, model, tokenizer, about: dict, thresholds: dict | None, device, amp: str, max_tokens):
+    def __init__(self, model, tokenizer, about: dict, tuned: dict | None, device, amp: str, max_tokens):
         self.label_names, self.multi_label = about["label_names"], about["multi_label"]
         self.row_format = RowFormat(**about["row_format"])
         pair = bool(self.row_format.pair_field)
@@ -52,7 +52,8 @@ class Predictor:
         self.model, self.device, self.pad_id = model.to(device), device, tokenizer.pad_token_id
         self.amp_dtype = choose_amp(about["amp"] if amp == "run" else amp, device)
         self.max_tokens = auto_max_tokens(device, about["max_length"]) if max_tokens == "auto" else max_tokens
-        self.thresholds = None if thresholds is None else np.array([thresholds[n] for n in self.label_names])
+        self.thresholds = tuned and np.array([tuned["thresholds"][name] for name in self.label_names])
+        self.tuned_on = tuned and tuned["tuned_on"]
 
     def scores(self, texts: list[str], pairs: list[str] | None = None) -> np.ndarray:
         """(n, C) float32 logits of texts, in their order.
@@ -81,7 +82,7 @@ class Predictor:
             to_device(make_cut([ids[k] for k in cut], starts[cut], self.pad_id, None), self.device)
             for cut in cuts
         )
-        found = score_cuts(self.forward, batches, self.amp_dtype).numpy()
+        found = score_cuts(self.forward, batches, self.amp_dtype, self.device).numpy()
         logits = np.empty_like(found)
         logits[np.concatenate(cuts)] = found
         return logits
@@ -106,17 +107,17 @@ class Predictor:
 
 
 def load(
-    run: str | Path, device: str | None = None, amp: str = "run", max_tokens: int | str = "auto"
+    run: str | Path, device: str | None = None, amp: str = "off", max_tokens: int | str = "auto"
 ) -> Predictor:
     """Load a run for prediction.
 
     Args:    run: a run folder (its best_model/ and the thresholds of its validation/) or a model folder |
-             device: cuda, cpu, ...; None takes what there is | amp: run (as the run was evaluated), auto, bf16,
-             fp16, off | max_tokens: padded tokens a micro-batch.
+             device: cuda, cpu, ...; None takes what there is | amp: off (float32, the labels that transformers
+             gives), run (as the run was evaluated), auto, bf16, fp16 | max_tokens: padded tokens a micro-batch.
     Raises:  UserError when the folder is not a run, or the run has no best model yet.
     """
     run = Path(run)
-    folder, thresholds = run, None
+    folder, tuned = run, None
     if not (run / "bareloop.json").is_file():
         folder = run / "best_model"
         if not run.is_dir():
@@ -125,12 +126,11 @@ def load(
             raise UserError(
                 f"{run}: holds no best_model/; expected the folder of a run that was evaluated once"
             )
-        tuned = run / "validation" / "thresholds.json"
-        thresholds = json.loads(tuned.read_text(encoding="utf-8"))["thresholds"] if tuned.is_file() else None
+        file = run / "validation" / "thresholds.json"
+        tuned = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    keep_freed_memory()
-    return Predictor(*load_model(folder), thresholds, torch.device(device), amp, max_tokens)
+    return Predictor(*load_model(folder), tuned, torch.device(device), amp, max_tokens)
 
 
 @contextmanager
@@ -207,9 +207,7 @@ def evaluate(predictor: Predictor, logits: np.ndarray, labels: LabelColumn) -> d
         truth = order[found]
     metrics = classification_metrics(logits, truth, predictor.label_names, predictor.multi_label, tuned)
     if predictor.multi_label:
-        metrics["thresholds_tuned_on"] = (
-            CROSS_FITTED if predictor.thresholds is None else "the run's validation rows"
-        )
+        metrics["thresholds_tuned_on"] = predictor.tuned_on or "these rows, cross-fitted in 5 folds"
     return metrics
 
 
@@ -228,8 +226,8 @@ def parse_args(argv=None):
     flag("--pair_field", default="", help="column of the second text; default: the run's own")
     flag("--label_field", default="", help="column of the labels, for --evaluate; default: the run's own")
     flag("--max_tokens", type=number(int, 1, auto=True), default="auto", help="padded tokens a micro-batch")
-    flag("--amp", choices=("run", "auto", "bf16", "fp16", "off"), default="run",
-         help="autocast type; run: as the run was evaluated; off: float32")
+    flag("--amp", choices=("run", "auto", "bf16", "fp16", "off"), default="off",
+         help="autocast type; off: float32, the labels that transformers gives; run: as evaluated, faster")
     flag("--device", default=None, help="cuda, cuda:1, cpu; default: what there is")
     return parser.parse_args(argv)
 # fmt: on
@@ -239,9 +237,12 @@ def main(argv=None) -> dict:
     """Read, predict, write; returns {"n", "rows_per_s"} and with --evaluate the metrics."""
     args = parse_args(argv)
     form = args.output_format or ("csv" if args.output.endswith(".csv") else "jsonl")
+    keep_freed_memory()
     predictor = load(args.run, args.device, args.amp, args.max_tokens)
     fields = {name: getattr(args, name) or getattr(predictor.row_format, name) for name in
               ("text_field", "pair_field", "label_field")}  # fmt: skip
+    if predictor.multi_label and predictor.thresholds is None:
+        print(f"note: {args.run} holds no thresholds: labels hold from 0.5 on", file=sys.stderr)
     row_format, keep = RowFormat(**fields), [name for name in args.keep.split(",") if name]
     bad, labels, logits, num_rows, start = BadRows(args.data), LabelColumn(), [], 0, time.perf_counter()
     source = read_rows(args.data, bad, "--data", args.input_format)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from archs.embedding import densify_gradients, use_sparse_gradients
 from archs.loading import (
     build_encoder,
+    freeze_unused,
     load_config,
     load_tokenizer,
     longest_input,
@@ -78,7 +79,7 @@ def parse_args(argv=None):
          help="by inverse count, by effective number, or JSON of {name: weight}")
     flag("--label_smoothing", type=number(float, 0, 0.99), default=0.0, help="share of the target spread evenly")
     flag("--focal_gamma", type=number(float, 0), default=2.0, help="of --loss focal; 0 is ce or bce")
-    flag("--focal_alpha", type=number(float, 0, 1), help="weight of positives, 1 - alpha of negatives; default: none")
+    flag("--focal_alpha", type=number(float, 0.001, 0.999), help="weight of positives; negatives get 1 - alpha")
     args = parse(parser, argv)
     for name in ("train_data", "val_data"):
         if not getattr(args, name):
@@ -95,8 +96,21 @@ def main(argv=None, on_eval=None) -> dict:
     Returns: the headline metrics on the validation rows, and "run", the run's folder.
     """
     args = parse_args(argv)
-    started = time.perf_counter()
     rank, world, device = init_dist()
+    folder = Path(on_main(run_folder, args))
+    try:
+        with disk_errors(folder, "--output_dir"):
+            return fit(args, folder, rank, world, device, on_eval)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"out of memory on {device} after a peak of {peak_memory(device)['mem/peak_mib']:.0f} MiB: lower "
+            f"--max_tokens (the gradient stays the same), or add --gradient_checkpointing ({str(error)[:200]})"
+        ) from None
+
+
+def fit(args, folder, rank, world, device, on_eval) -> dict:
+    """The run itself, from set-up to the final evaluation."""
+    started = time.perf_counter()
     say = tqdm.write if rank == 0 else lambda *_: None
     keep_freed_memory()
     amp_dtype = choose_amp(args.amp, device)
@@ -106,7 +120,6 @@ def main(argv=None, on_eval=None) -> dict:
     torch.use_deterministic_algorithms(args.deterministic)
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
     seed_everything(args.seed)
-    folder = Path(on_main(run_folder, args))
 
     # -- data: read, checked and tokenised once, on rank 0, into a memory-mapped cache -------------------------
     model_folder = resolve_name(args.model_name)
@@ -160,7 +173,7 @@ def main(argv=None, on_eval=None) -> dict:
         return run_model(cut.ids, cut.mask, cut.token_types)  # (B, T) -> (B, C)
 
     def forward_backward(cut: Cut, denom: float) -> torch.Tensor:
-        with region("forward"), autocast():
+        with region("forward"):
             logits = forward(cut)  # GPU
             loss = loss_fn(logits, cut.labels) / denom  # GPU  this cut's share of the batch's loss, float32
         with region("backward"):
@@ -171,10 +184,9 @@ def main(argv=None, on_eval=None) -> dict:
         return score_rows(model, forward, feeds[name], max_tokens, amp_dtype, rank, world)  # GPU COMM D2H
 
     one_row = feeds["train"].cut(plan.rows(0)[:1])
-    forward_backward(one_row, 1.0)  # GPU  which weights get a gradient at all? The others are not trained
-    for param in model.parameters():
-        param.requires_grad_(param.grad is not None)
-        param.grad = None
+    with autocast():
+        forward_backward(one_row, 1.0)  # GPU
+    notes += freeze_unused(model)  # a weight without a gradient must not decay
     params = [param for param in model.parameters() if param.requires_grad]
     num_params, num_trained = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in params)
 
@@ -186,10 +198,10 @@ def main(argv=None, on_eval=None) -> dict:
 
     # -- run folder: made only now, when everything that a user can get wrong has been read --------------------
     metric = choose_metric(args.metric, data["validation"])
-    profiler = StepProfiler(args.profile, folder / "profile", device, args.snapshot)
+    profiler = StepProfiler(args.profile if rank == 0 else "", folder / "profile", device)
     hashes = {name: rows.meta["sha256"] for name, rows in data.items()}
     record = RunRecord.open(folder, args, device, world, data=hashes, max_tokens=max_tokens)
-    start, stop, log_start = 0, False, 0
+    start, stop, log_start, trained_s = 0, False, 0, 0.0
     best = {"value": None, "step": 0, "waited": 0}  # waited: evaluations since
     loss_sum, skipped = torch.zeros((), device=device), torch.zeros((), device=device)
     saved = last_checkpoint(folder / "checkpoint") if args.resume else None
@@ -197,17 +209,18 @@ def main(argv=None, on_eval=None) -> dict:
         load_checkpoint(saved, model, optimizer)  # H2D
         state = read_state(saved)
         start, stop, log_start, best = state["step"], state["stop"], state["log_start"], state["best"]
+        trained_s = state["train_s"]
         loss_sum.fill_(state["loss_sums"][rank])
         skipped.fill_(state["skipped"])
         scaler.load_state_dict(state["scaler"])
-    about = {"architecture": args.architecture, "head": args.head, "pooling": args.pooling, "amp": args.amp}
+    about = {"architecture": args.architecture, "head": args.head, "pooling": args.pooling}
+    about["amp"] = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "off"}[amp_dtype]
     about |= {"label_names": train.label_names, "multi_label": multi_label, "attention": args.attention}
     about |= {"row_format": vars(source.row_format), "max_length": max_length, "truncate": args.truncate}
     facts = {"model": about, "num_steps": num_steps, "epochs": epochs, "num_parameters": num_params}
     facts |= {"num_trained": num_trained, "learning_rate": learning_rate, "loss": loss_name, "metric": metric}
-    with disk_errors(folder, "--output_dir"):
-        on_main(lambda: record.write(**facts, amp=str(amp_dtype)))
-        log = RunLog(folder, start) if rank == 0 else None
+    on_main(lambda: record.write(**facts))
+    log = RunLog(folder, start) if rank == 0 else None
     for note in notes:
         say(note)
     say(
@@ -221,8 +234,8 @@ def main(argv=None, on_eval=None) -> dict:
 
     # -- the loop ----------------------------------------------------------------------------------------------
     bar = tqdm(total=num_steps, initial=start, unit=" step", disable=None if rank == 0 else True)
-    meter = Meter(feeds["train"])
-    for step in range(start, start if stop else num_steps):
+    meter = Meter(feeds["train"], trained_s)
+    for step in range(start, start if stop else num_steps):  # stop: patience had ended when it was killed
         meter.start()
         profiler.before(step)
         torch.manual_seed(step_seed(args.seed, step, rank))  # dropout: resume needs no generator state
@@ -231,7 +244,9 @@ def main(argv=None, on_eval=None) -> dict:
         rows = plan.rows(step)  # the logical batch, over all ranks
         denom = loss_denominator(train.labels[rows], weights)  # over all ranks; a Python number
         cuts = plan.cuts(rows, max_tokens, rank, world)  # this rank's micro-batches
-        with autocast():  # around all cuts: a weight is cast once a step, not once a cut
+        with (
+            autocast()
+        ):  # around all cuts, so that a weight is cast once a step; backward keeps forward's types
             for cut in feeds["train"](cuts):  # H2D  pinned, non_blocking, one cut ahead
                 loss_sum += forward_backward(cut, denom)  # GPU
         with region("optim"):
@@ -241,19 +256,20 @@ def main(argv=None, on_eval=None) -> dict:
             grad_norm = torch.nn.utils.clip_grad_norm_(params, args.max_grad_norm or math.inf)  # GPU
             is_finite = grad_norm.isfinite()
             skipped += ~is_finite
-            if not scaler.is_enabled():
+            if not scaler.is_enabled():  # an enabled one hands its own found_inf over
                 optimizer.found_inf = (~is_finite).float()  # the fused kernel skips the update; no host wait
-            scaler.step(optimizer)  # GPU  SYNC with float16 only
+            scaler.step(optimizer)  # GPU
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
         meter.stop(int(train.lengths[rows].sum()), padded_tokens(cuts, train.lengths))
         done = step + 1
         bar.update()
-        table = profiler.after(step, num_steps)
+        table = profiler.after(step)
         if table:
-            say(f"{table}\nprofile: {folder / 'profile'}")
+            say(table)
 
-        if done % args.log_steps == 0 or done == num_steps:
+        is_eval = done % eval_steps == 0 or done == num_steps
+        if done % args.log_steps == 0 or is_eval:  # before an evaluation too: its wait is not training's
             meter.start()
             loss = float(sum_over_ranks(loss_sum)) / (done - log_start)  # COMM SYNC
             meter.stop()
@@ -267,13 +283,12 @@ def main(argv=None, on_eval=None) -> dict:
             loss_sum.zero_()
             log_start = done
 
-        if done % eval_steps == 0 or done == num_steps:
+        if is_eval:
             metrics = on_main(measure, score("validation"), data["validation"])  # GPU COMM D2H
             best["waited"] += 1
             if is_better(metrics, metric, best["value"]):
                 best = {"value": metrics[metric], "step": done, "waited": 0}
-                with disk_errors(folder, "--output_dir"):
-                    on_main(save_model, folder / "best_model", model, tokenizer, about)  # D2H
+                on_main(save_model, folder / "best_model", model, tokenizer, about)  # D2H
             if log:
                 log.write(done, {f"eval/{name}": value for name, value in headline(metrics).items()})
             say(
@@ -286,28 +301,26 @@ def main(argv=None, on_eval=None) -> dict:
 
         if done % save_steps == 0 or done == num_steps or stop:
             state = {"best": best, "stop": stop, "log_start": log_start, "skipped": int(skipped)}  # SYNC
-            state["loss_sums"], state["scaler"] = (
-                gather_to_main(float(loss_sum)),
-                scaler.state_dict(),
-            )  # COMM SYNC
-            with disk_errors(folder, "--output_dir"):
-                on_main(save_checkpoint, folder / "checkpoint", done, model, optimizer, state)  # D2H
+            state |= {"train_s": meter.total_s, "scaler": scaler.state_dict()}  # SYNC with float16 only
+            state["loss_sums"] = gather_to_main(float(loss_sum))  # COMM SYNC
+            on_main(save_checkpoint, folder / "checkpoint", done, model, optimizer, state)  # D2H
         if stop:
             say(f"stopped: {args.patience} evaluations without a better {metric} than at step {best['step']}")
             break
     bar.close()
+    table = profiler.finish()
+    if table:
+        say(table)
 
     # -- final evaluation: what was saved as best is loaded again, and each split is scored once ---------------
-    with disk_errors(folder, "--output_dir"):
-        on_main(save_model, folder / "final_model", model, tokenizer, about)
+    on_main(save_model, folder / "final_model", model, tokenizer, about)  # D2H
     on_main(load_weights, model, folder / "best_model")  # H2D
     broadcast_parameters([*model.parameters(), *model.buffers()])  # COMM
     scores = {name: score(name) for name in data if name != "train"}  # GPU COMM D2H
     bests = {"metric": metric, "value": best["value"], "step": best["step"]}
     facts = {"timings": {"train_s": meter.total_s, "total_s": time.perf_counter() - started}}
     facts |= {"best": bests, "peak_memory": peak_memory(device)}
-    with disk_errors(folder, "--output_dir"):
-        return on_main(finish, args, folder, record, log, source.row_format, data, scores, facts)
+    return on_main(finish, args, folder, record, log, source.row_format, data, scores, facts)
 
 
 def finish(args, folder, record, log, row_format, data, scores, facts) -> dict:
@@ -321,7 +334,7 @@ def finish(args, folder, record, log, row_format, data, scores, facts) -> dict:
         table[name] = report_split(
             folder / name, name, scores[name], rows, thresholds, data[tuned], log, step
         )
-    baselines = report_baselines(args.train_data, data["train"], splits, row_format) if args.baselines else {}
+    baselines = report_baselines(args.train_data, data, tuned, row_format) if args.baselines else {}
     print(results_text(table | baselines, data["train"].multi_label))
     numbers = {name: headline(metrics) for name, metrics in table.items()}
     others = {name: headline(metrics) for name, metrics in baselines.items()}
@@ -332,7 +345,5 @@ def finish(args, folder, record, log, row_format, data, scores, facts) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        run_main(main)
-    finally:
-        close_dist()
+    run_main(main)
+    close_dist()  # only after success: after a failure the others would be waited for

@@ -6,8 +6,15 @@ Both take a cut's (ids, mask, token_types) and return (B, C) scores, so the loop
 import torch
 from torch import nn
 
+from archs.attention import NAME as BARELOOP
 from archs.heads import make_head
 from archs.pooling import Pooling
+
+
+def whole_mask(model: nn.Module, ids: torch.Tensor) -> torch.Tensor | None:
+    """None for a model that runs our attention; for others a mask of ones: without one some of them ask the
+    device whether there is padding (DeBERTa), a host wait."""
+    return None if model.config._attn_implementation == BARELOOP else torch.ones_like(ids, dtype=torch.bool)
 
 
 class OwnHead(nn.Module):
@@ -32,6 +39,7 @@ class OwnHead(nn.Module):
     ) -> torch.Tensor:
         """ids: (B, T) int64 | mask: (B, T) bool or None | token_types: (B, T) int64 or None. Returns (B, C)."""
         types = {} if token_types is None else {"token_type_ids": token_types}
+        mask = whole_mask(self.inner, ids) if mask is None else mask
         return self.model(input_ids=ids, attention_mask=mask, **types).logits
 
 
@@ -49,6 +57,7 @@ class PooledHead(nn.Module):
     ) -> torch.Tensor:
         """As OwnHead.forward."""
         types = {} if token_types is None else {"token_type_ids": token_types}
+        mask = whole_mask(self.inner, ids) if mask is None else mask
         states = self.backbone(input_ids=ids, attention_mask=mask, **types).last_hidden_state  # (B, T, D)
         return self.head(self.pooling(states, mask))
 

@@ -4,6 +4,7 @@ Weights are safetensors, or .bin files read with weights_only=True and said so. 
 """
 
 import hashlib
+import inspect
 import os
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import torch
 import transformers
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
@@ -87,6 +90,9 @@ def _fetch(what: str, name: str, call, **kwargs):
 def load_config(folder: str) -> PreTrainedConfig:
     """The configuration of a model that can be a bert-type encoder. Raises UserError."""
     config = _fetch("configuration", folder, AutoConfig.from_pretrained)
+    decoder = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
+    if decoder or getattr(config, "is_decoder", False):
+        raise UserError(f"--model_name {folder}: is a decoder ({config.model_type}), not a bert-type encoder")
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(
             f"--model_name {folder}: is an encoder-decoder ({config.model_type}), not a bert-type encoder"
@@ -198,8 +204,6 @@ def build_encoder(
 
 def takes_pooling_flag(auto: type, config: PreTrainedConfig) -> bool:
     """Whether the backbone's class can be built without its pooler, which our poolings do not use."""
-    import inspect
-
     return "add_pooling_layer" in inspect.signature(auto._model_mapping[type(config)].__init__).parameters
 
 
@@ -210,6 +214,19 @@ def recompute_activations(model: nn.Module) -> None:
         enable({"use_reentrant": False})
     except ValueError as error:
         raise UserError(f"--gradient_checkpointing: {error}") from None
+
+
+def freeze_unused(model: nn.Module) -> list[str]:
+    """After one backward pass: stop training what got no gradient, and clear the gradients, in place.
+
+    Such a weight would still decay, and with several ranks it would get a gradient of zeros. Returns a note for
+    the log when there are any.
+    """
+    unused = [name for name, param in model.named_parameters() if param.grad is None]
+    for param in model.parameters():
+        param.requires_grad_(param.grad is not None)
+        param.grad = None
+    return [f"not trained, since the scores do not depend on it: {', '.join(unused)}"] if unused else []
 
 
 def loading_notes(folder: str, model: nn.Module, info: dict) -> list[str]:

@@ -104,10 +104,8 @@ def run_ours(args, seed: int) -> dict:
             json.loads(line) for line in Path(folder, "run", "training_logs.jsonl").read_text().splitlines()
         ]
         record = json.loads(Path(folder, "run", "run.json").read_text())
-        lengths = [
-            read_cache(path).lengths for path in Path(folder).iterdir() if (path / "ids.bin").is_file()
-        ]
-        num_rows = max(map(len, lengths))
+        caches = [read_cache(path) for path in Path(folder).iterdir() if (path / "ids.bin").is_file()]
+        num_rows = next(len(rows) for rows in caches if rows.meta["sha256"] == record["data"]["train"])
     steps = [r for r in records if "perf/step_ms" in r]
     tokens = sum(r["perf/tokens_per_s"] * r["perf/step_ms"] / 1e3 for r in steps[WARM_UP:])
     seconds = sum(r["perf/step_ms"] for r in steps[WARM_UP:]) / 1e3

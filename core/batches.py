@@ -57,7 +57,8 @@ def to_device(cut: Cut, device: torch.device) -> Cut:
         return cut
     if device.type == "cuda":
         cut = Cut(*(None if part is None else part.pin_memory() for part in cut))
-    return Cut(*(None if part is None else part.to(device, non_blocking=True) for part in cut))
+    pinned = device.type == "cuda"
+    return Cut(*(None if part is None else part.to(device, non_blocking=pinned) for part in cut))
 
 
 class Feed:
@@ -75,7 +76,7 @@ class Feed:
         return to_device(make_cut(ids, self.rows.pairs[index], self.pad_id, labels), self.device)
 
     def __call__(self, cuts: list[np.ndarray]) -> Iterator[Cut]:
-        """Yield the cuts in order, each copied to the device while the one before it is computed."""
+        """Yield the cuts in order, each made and sent while the device still computes the one before it."""
         start = time.perf_counter()
         ahead = self.cut(cuts[0]) if cuts else None
         for following in [*cuts[1:], None]:

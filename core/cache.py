@@ -5,7 +5,6 @@ line in the file, where its second part begins, its labels. Nothing of it is cop
 """
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from core.dist import on_main
 from core.errors import UserError, disk_error
-from core.files import sync_folder
+from core.files import save_array, sync_folder
 from core.rows import BadRows, RowError, RowFormat, file_sha256, read_rows, show, sort_names
 from core.tokens import Encoder
 
@@ -48,6 +47,11 @@ class TokenRows:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def onehot(self) -> np.ndarray:
+        """(n, C) of 0 and 1: the labels, whatever their kind."""
+        labels = np.asarray(self.labels)
+        return labels if self.multi_label else labels[:, None] == np.arange(len(self.label_names))
 
     def summary(self) -> str:
         """One line for the log."""
@@ -137,13 +141,6 @@ def write_cache(
         raise disk_error(error, str(folder), "--cache_dir") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def save_array(path: Path, array: np.ndarray) -> None:
-    """np.save, but a full disk raises: numpy's own file writing (tofile too) can lose the end in silence (2.4.6)."""
-    whole = io.BytesIO()
-    np.save(whole, array)
-    path.write_bytes(whole.getbuffer())
 
 
 def tokenise_rows(

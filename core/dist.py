@@ -30,6 +30,11 @@ def init_dist() -> tuple[int, int, torch.device]:
     if cuda:
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
+    elif os.environ.get("CUDA_VISIBLE_DEVICES", "") not in ("", "-1"):
+        raise UserError(
+            f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']} (GPU=), but torch {torch.__version__} sees no "
+            "such device: name one that nvidia-smi lists, install torch's CUDA build, or unset it to train on CPU"
+        )
     elif torch.backends.mps.is_available() and world == 1:
         device = torch.device("mps")
     else:

@@ -14,10 +14,17 @@ from core.batches import Cut, Feed
 from core.cache import TokenRows
 from core.dist import gather_to_main
 from core.errors import UserError
-from core.files import write_json, write_text
+from core.files import save_array, write_json, write_text
 from core.metrics import calibration_summary, classification_metrics, probabilities
 from core.plan import eval_cuts
-from core.plots import confusion_figure, per_class_figure, pr_figure, reliability_figure, save_png
+from core.plots import (
+    confusion_figure,
+    outcomes_figure,
+    per_class_figure,
+    pr_figure,
+    reliability_figure,
+    save_png,
+)
 from core.predictions import prediction_rows
 from core.thresholds import best_thresholds, cross_fitted
 
@@ -26,16 +33,17 @@ CROSS_FITTED = "validation, cross-fitted in 5 folds"
 
 @torch.no_grad()
 def score_cuts(
-    forward: Callable[[Cut], torch.Tensor], cuts: Iterable[Cut], amp_dtype: torch.dtype | None
+    forward: Callable[[Cut], torch.Tensor],
+    cuts: Iterable[Cut],
+    amp_dtype: torch.dtype | None,
+    device: torch.device,
 ) -> torch.Tensor | None:
     """Float32 scores of the cuts' rows, in their order, on the host; None without a cut.
 
     Cost: GPU a cut, one D2H at the end.
     """
-    scores = []
-    for cut in cuts:
-        with torch.autocast(cut.ids.device.type, amp_dtype, enabled=amp_dtype is not None):
-            scores.append(forward(cut).float())
+    with torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):  # weights are cast once
+        scores = [forward(cut).float() for cut in cuts]  # GPU
     return torch.cat(scores).cpu() if scores else None  # SYNC D2H
 
 
@@ -51,7 +59,7 @@ def score_rows(
     """(n, C) float32 scores of all rows on rank 0, None on the others. The model is left in training mode."""
     cuts = eval_cuts(feed.rows.lengths, max_tokens, rank, world, feed.device.type)
     model.eval()
-    scores = score_cuts(forward, feed(cuts), amp_dtype)
+    scores = score_cuts(forward, feed(cuts), amp_dtype, feed.device)
     model.train()
     parts = gather_to_main((np.concatenate(cuts), scores.numpy()) if cuts else None)  # COMM
     if parts is None:
@@ -116,19 +124,21 @@ def write_evaluation(
     write_text(
         folder / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     )
-    np.save(folder / "logits.npy", logits)
+    save_array(folder / "logits.npy", logits)
     if thresholds is not None:
         values = dict(zip(names, thresholds.tolist(), strict=True))  # numpy
         write_json(folder / "thresholds.json", {"thresholds": values, "tuned_on": tuned_on})
     calibration = calibration_summary(logits, labels, rows.multi_label)
     write_json(folder / "calibration.json", calibration)
-    onehot = labels if rows.multi_label else labels[:, None] == np.arange(len(names))
+    onehot = rows.onehot()
     figures = {
         "pr_curves": pr_figure(probabilities(logits, rows.multi_label), onehot, names),
         "per_class": per_class_figure(metrics["per_class"]),
         "reliability": reliability_figure(calibration),
     }
-    if not rows.multi_label:
+    if rows.multi_label:
+        figures["confusion_matrix"] = outcomes_figure(metrics["per_class"])
+    else:
         figures["confusion_matrix"] = confusion_figure(metrics["confusion_matrix"], names)
     for name, figure in figures.items():
         save_png(figure, folder / f"{name}.png")

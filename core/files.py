@@ -1,5 +1,6 @@
 """Files and folders that are either whole or not there: written under another name, renamed when done."""
 
+import io
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -30,6 +32,13 @@ def write_text(path: Path, text: str) -> None:
         part.unlink(missing_ok=True)
 
 
+def save_array(path: Path, array: np.ndarray) -> None:
+    """np.save, but a full disk raises: numpy's own file writing (tofile too) can lose the end in silence (2.4.6)."""
+    whole = io.BytesIO()
+    np.save(whole, array)
+    path.write_bytes(whole.getbuffer())
+
+
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Write a safetensors file. Raises OSError, where the library has an error of its own.
 
@@ -42,7 +51,7 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def as_os_error(error: Exception, path: Path) -> OSError:
-    """safetensors' I/O error as the OSError it was."""
+    """An I/O error that a Rust library (safetensors, tokenizers) reports, as the OSError it was."""
     number = re.search(r"os error (\d+)", str(error))
     return OSError(int(number.group(1)) if number else 5, str(error), str(path))
 
@@ -63,8 +72,12 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
             folder.rename(old)
         part.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
-    except SafetensorError as error:
-        raise as_os_error(error, folder) from None
+    except Exception as error:
+        if "os error" in str(
+            error
+        ):  # safetensors and tokenizers have exceptions of their own for a full disk
+            raise as_os_error(error, folder) from None
+        raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -1,7 +1,6 @@
 """The flags that the loops share, in groups; a loop adds its own beside them. Presets are files: @presets/NAME."""
 
 import argparse
-import json
 import math
 import shlex
 import sys
@@ -9,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from core.errors import UserError
+from core.runs import RunRecord
 from core.schedule import SCHEDULES
 
 # what a resumed run may be given anew: none of it touches the weights
@@ -19,7 +19,6 @@ FREE_ON_RESUME = {
     "log_steps",
     "save_steps",
     "profile",
-    "snapshot",
     "baselines",
 }
 
@@ -223,9 +222,6 @@ def add_run_flags(parser: Parser) -> None:
     group.add_argument(
         "--profile", default="", metavar="FIRST:LAST", help="record these optimiser steps with torch.profiler"
     )
-    group.add_argument(
-        "--snapshot", action="store_true", help="with --profile: CUDA memory snapshot of these steps"
-    )
 
 
 def add_shared_flags(parser: Parser) -> None:
@@ -250,7 +246,7 @@ def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
     if not (folder / "run.json").is_file():
         found = "holds no run (no run.json)" if folder.is_dir() else "no such folder"
         raise UserError(f"--resume {folder}: {found}; expected the folder of an unfinished run")
-    stored = json.loads((folder / "run.json").read_text(encoding="utf-8"))["arguments"]
+    stored = RunRecord.read(folder).record["arguments"]
     parser.set_defaults(**{name: value for name, value in stored.items() if hasattr(args, name)})
     args = parser.parse_args(argv)
     differ = [

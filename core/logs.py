@@ -56,11 +56,11 @@ class RunLog:
 
 
 class Meter:
-    """Time and tokens since the last log record, evaluation and saving left out; total_s is of the whole start."""
+    """Time and tokens since the last log record, evaluation and saving left out; total_s is of the whole run."""
 
-    def __init__(self, feed: Feed):
-        """feed: its wait_s is the time the loop waited for data."""
-        self.feed, self.total_s = feed, 0.0
+    def __init__(self, feed: Feed, total_s: float = 0.0):
+        """feed: its wait_s is the time the loop waited for data | total_s: of earlier starts, in seconds."""
+        self.feed, self.total_s = feed, total_s
         self.reset()
 
     def reset(self) -> None:

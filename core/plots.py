@@ -56,6 +56,28 @@ def confusion_figure(matrix: list[list[int]], label_names: list[str]) -> Figure:
     return figure
 
 
+def outcomes_figure(per_class: dict[str, dict]) -> Figure:
+    """What became of each class's rows, several labels a row: found, missed, and claimed in error, at 0.5.
+
+    Args: per_class: as in classification_metrics, with tp, fn and fp.
+    """
+    names = sorted(per_class, key=lambda name: per_class[name]["support"])
+    figure, axes = _new_figure(7.5, 0.26 * len(names) + 1.4)
+    left = np.zeros(len(names))
+    for key, label, colour in (
+        ("tp", "found (true positive)", "#2c7fb8"),
+        ("fn", "missed (false negative)", "#c7dceb"),
+        ("fp", "claimed in error (false positive)", "#d95f0e"),
+    ):
+        values = np.array([per_class[name][key] for name in names])
+        axes.barh(range(len(names)), values, left=left, label=label, color=colour)
+        left = left + values
+    axes.set_yticks(range(len(names)), [_shorten(name) for name in names])
+    axes.set(xlabel="Rows", ylim=(-0.6, len(names) - 0.4))
+    axes.legend(loc="lower right", fontsize=8)
+    return figure
+
+
 def pr_figure(probs: np.ndarray, labels_onehot: np.ndarray, label_names: list[str]) -> Figure:
     """Precision over recall, one class against the rest, with the average precision (AP) in the legend.
 

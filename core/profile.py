@@ -1,4 +1,6 @@
-"""torch.profiler over chosen optimiser steps: a Chrome trace, a table of operators, shares by region."""
+"""torch.profiler over chosen optimiser steps: a Chrome trace, a table of operators, shares by region; on CUDA a
+memory snapshot too (memory_snapshot.pickle, for pytorch.org/memory_viz).
+"""
 
 from pathlib import Path
 
@@ -14,10 +16,10 @@ region = record_function  # `with region("forward"):` costs a microsecond when n
 class StepProfiler:
     """Records the optimiser steps [first, last); every other step costs one comparison."""
 
-    def __init__(self, steps: str, folder: Path, device: torch.device, snapshot: bool = False):
-        """steps: "first:last" counted from 0, "" for none | snapshot: CUDA memory snapshot of the same steps."""
-        self.folder, self.device, self.snapshot, self.profiler = folder, device, snapshot, None
-        self.first = self.last = -1
+    def __init__(self, steps: str, folder: Path, device: torch.device):
+        """steps: "first:last" counted from 0, "" for none."""
+        self.folder, self.device, self.profiler = folder, device, None
+        self.first = self.last = self.step = -1
         if steps:
             try:
                 self.first, self.last = map(int, steps.split(":"))
@@ -27,8 +29,6 @@ class StepProfiler:
                 ) from None
             if not 0 <= self.first < self.last:
                 raise UserError(f"--profile {steps}: expected 0 <= FIRST < LAST")
-        if snapshot and device.type != "cuda":
-            raise UserError("--snapshot: a memory snapshot needs a CUDA device")
 
     def before(self, step: int) -> None:
         """Call at the top of every step."""
@@ -36,14 +36,18 @@ class StepProfiler:
             activities = [ProfilerActivity.CPU]
             if self.device.type == "cuda":
                 activities.append(ProfilerActivity.CUDA)
-                if self.snapshot:
-                    torch.cuda.memory._record_memory_history(max_entries=200_000)
+                torch.cuda.memory._record_memory_history(max_entries=200_000)
             self.profiler = torch.profiler.profile(activities=activities, record_shapes=False)
             self.profiler.start()
 
-    def after(self, step: int, num_steps: int) -> str | None:
-        """Call at the end of every step; after the last recorded one it writes the files and returns the table."""
-        if self.profiler is None or (step + 1 < self.last and step + 1 < num_steps):
+    def after(self, step: int) -> str | None:
+        """Call at the end of every step; after the last recorded one it returns what finish returns."""
+        self.step = step
+        return self.finish() if step + 1 == self.last else None
+
+    def finish(self) -> str | None:
+        """Write the files of what was recorded; the table of operators, None where nothing is being recorded."""
+        if self.profiler is None:
             return None
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # SYNC: once, at the end of the recording
@@ -53,13 +57,13 @@ class StepProfiler:
         events = self.profiler.key_averages()
         sort = "self_device_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
         table = events.table(sort_by=sort, row_limit=25, max_name_column_width=48)
-        text = f"{self._shares(events, step + 1 - self.first)}\n\n{table}"
+        text = f"{self._shares(events, self.step + 1 - self.first)}\n\n{table}"
         (self.folder / "operators.txt").write_text(text + "\n")
-        if self.snapshot:
+        if self.device.type == "cuda":
             torch.cuda.memory._dump_snapshot(str(self.folder / "memory_snapshot.pickle"))
             torch.cuda.memory._record_memory_history(enabled=None)
         self.profiler = None
-        return text
+        return f"{text}\n\nprofile: {self.folder}"
 
     @staticmethod
     def _shares(events, num_steps: int) -> str:

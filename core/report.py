@@ -7,11 +7,13 @@ import numpy as np
 from core.baselines import majority_scores, tfidf_scores
 from core.cache import TokenRows
 from core.errors import UserError
-from core.evaluate import CROSS_FITTED, headline, measure, write_evaluation
+from core.evaluate import fit_thresholds, headline, measure, write_evaluation
 from core.logs import RunLog
+from core.metrics import probabilities
 from core.results_table import format_per_class, format_table
 from core.rows import BadRows, RowFormat, read_rows
 
+MOST_CURVES = 40  # classes with a PR curve of their own in TensorBoard
 LOWER_IS_BETTER = {"loss", "hamming_loss", "hamming_loss_tuned"}
 COLUMNS = ["accuracy", "macro_f1", "micro_f1", "weighted_f1", "roc_auc", "average_precision", "loss", "n"]
 MULTI_COLUMNS = [
@@ -47,6 +49,19 @@ def is_better(metrics: dict, name: str, best: float | None) -> bool:
     return best is None or (value < best if name in LOWER_IS_BETTER else value > best)
 
 
+def split_metrics(
+    logits: np.ndarray, rows: TokenRows, thresholds: np.ndarray | None, tuned_rows: TokenRows
+) -> dict:
+    """The metrics of one split, at thresholds too where a row has several labels.
+
+    Args: thresholds: (C,) found on tuned_rows; when those are this split's own rows, the metrics at thresholds
+          are cross-fitted instead, since thresholds flatter the rows that they were found on.
+    """
+    if tuned_rows is rows:
+        return measure(logits, rows)
+    return measure(logits, rows, thresholds, str(tuned_rows.meta["path"]))
+
+
 def report_split(
     folder: Path,
     name: str,
@@ -57,18 +72,15 @@ def report_split(
     log: RunLog,
     step: int,
 ) -> dict:
-    """Measure one split, write its folder and its TensorBoard entries; returns the metrics.
-
-    Args: thresholds: (C,) found on tuned_rows; when those are this split's own rows, the metrics at thresholds
-          are cross-fitted instead, since thresholds flatter the rows that they were found on.
-    """
-    same = tuned_rows is rows
-    tuned_on = CROSS_FITTED if same else f"{tuned_rows.meta['path']}"
-    metrics = measure(logits, rows, None if same else thresholds, tuned_on)
+    """Measure one split (see split_metrics), write its folder and its TensorBoard entries."""
+    metrics = split_metrics(logits, rows, thresholds, tuned_rows)
     found_on = f"{tuned_rows.meta['path']}, all {len(tuned_rows)} rows"
     figures = write_evaluation(folder, logits, rows, metrics, thresholds, found_on)
     for title, figure in figures.items():
         log.board.add_figure(f"{name}/{title}", figure, step)
+    probs, onehot = probabilities(logits, rows.multi_label), rows.onehot()
+    for c, class_name in enumerate(rows.label_names[:MOST_CURVES]):
+        log.board.add_pr_curve(f"{name}/{class_name}", onehot[:, c], probs[:, c], step)
     return metrics
 
 
@@ -82,21 +94,33 @@ def read_texts(path: str, row_format: RowFormat) -> list[str]:
 
 
 def report_baselines(
-    train_data: str, train: TokenRows, splits: dict[str, TokenRows], row_format: RowFormat
-) -> dict:
+    train_data: str, data: dict[str, TokenRows], tuned: str, row_format: RowFormat
+) -> dict[str, dict]:
     """Metrics of the majority class and of TF-IDF with logistic regression, fitted on the training rows.
 
-    Returns: {"majority (validation)": metrics, ...}.
+    Args:    data: rows by name: train, validation, and as given calibration, test | tuned: name of the rows that
+             thresholds are found on, for these as for the run itself.
+    Returns: {"majority class (validation)": metrics, ...}.
     """
+    train, others = data["train"], {name: rows for name, rows in data.items() if name != "train"}
     labels, num_classes = np.asarray(train.labels), len(train.label_names)
-    texts = read_texts(train_data, row_format)
+    texts = {name: read_texts(rows.meta["path"], row_format) for name, rows in others.items()}
+    every = [text for name in others for text in texts[name]]
+    scores = {
+        "majority class": majority_scores(labels, len(every), num_classes, train.multi_label),
+        "TF-IDF + logistic regression": tfidf_scores(
+            read_texts(train_data, row_format), labels, every, num_classes, train.multi_label
+        ),
+    }
+    ends = np.cumsum([len(texts[name]) for name in others])[:-1]
     found = {}
-    for name, rows in splits.items():
-        scores = majority_scores(labels, len(rows), num_classes, train.multi_label)
-        found[f"majority class ({name})"] = measure(scores, rows)
-        split_texts = read_texts(rows.meta["path"], row_format)
-        scores = tfidf_scores(texts, labels, split_texts, num_classes, train.multi_label)
-        found[f"TF-IDF + logistic regression ({name})"] = measure(scores, rows)
+    for baseline, all_scores in scores.items():
+        parts = dict(zip(others, np.split(all_scores, ends), strict=True))
+        thresholds = fit_thresholds(parts[tuned], data[tuned])
+        for name, rows in others.items():
+            if name != "calibration":
+                metrics = split_metrics(parts[name], rows, thresholds, data[tuned])
+                found[f"{baseline} ({name})"] = metrics
     return found
 
 

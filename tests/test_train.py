@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
 from tests.conftest import toy_rows, write_jsonl
@@ -100,6 +101,16 @@ def test_gradient_does_not_depend_on_the_cuts(toy_flags, tmp_path, first_gradien
     assert distance(found[1], found[2]) <= 2e-6
 
 
+@pytest.mark.parametrize("flags", [["--loss", "focal", "--class_weights", "balanced"], ["--head", "mlp"]])
+def test_gradient_with_several_labels_and_other_heads(toy_flags, tmp_path, first_gradient, flags):
+    data = write_jsonl(tmp_path / "several.jsonl", toy_rows(60, 2, "list"))
+    flags = [*replaced(toy_flags, train_data=data, val_data=data, dropout=0), *flags]
+    few, many = (
+        first_gradient(replaced(flags, max_tokens=b, output_dir=tmp_path / f"r{b}")) for b in (1000, 30)
+    )
+    assert distance(few, many) <= 2e-6
+
+
 def test_a_mean_over_each_cut_is_caught(toy_flags, tmp_path, first_gradient, monkeypatch):
     def mean_of_cut(*_):
         return lambda logits, labels: torch.nn.functional.cross_entropy(logits, labels) * 16
@@ -125,6 +136,17 @@ def catch(params, *args, **kwargs):
     return clip(params, *args, **kwargs)
 torch.nn.utils.clip_grad_norm_ = catch
 train.main(sys.argv[2:])
+train.close_dist()
+"""
+
+
+STOP = """
+import sys
+sys.path.insert(0, {root!r})
+import train
+def on_eval(step, metrics):
+    raise SystemError("stopped")
+train.main(sys.argv[1:], on_eval)
 """
 
 
@@ -136,7 +158,7 @@ def torchrun(ranks: int, *command: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_gradient_does_not_depend_on_the_ranks(toy_flags, tmp_path, first_gradient, ranks):
     flags = [*toy_flags, "--dropout", "0", "--class_weights", "balanced", "--max_tokens", "100"]
     alone = first_gradient(flags)
@@ -191,6 +213,7 @@ RESUMED = {
     "plain": [],
     "weighted": ["--sampler", "weighted", "--schedule", "cosine", "--log_steps", "4"],
     "bf16": ["--amp", "bf16", "--log_steps", "5"],
+    "fp16": ["--amp", "fp16", "--max_tokens", "50"],
     "mean": ["--head", "residual", "--pooling", "attention", "--layer_decay", "0.8", "--max_tokens", "64"],
 }
 
@@ -247,6 +270,34 @@ def test_a_killed_run_ends_as_if_it_had_not_been(toy_flags, tmp_path):
     train.main(["--resume", str(killed)])
     assert same(weights(straight), weights(killed))
     assert logs(straight) == logs(killed)
+
+
+@pytest.mark.dist
+def test_resume_of_two_ranks_is_exact(toy_flags, tmp_path):
+    flags = [
+        *toy_flags,
+        "--save_steps",
+        "2",
+        "--log_steps",
+        "5",
+        "--sampler",
+        "weighted",
+        "--max_tokens",
+        "60",
+    ]
+    done = torchrun(2, "train.py", *replaced(flags, output_dir=tmp_path / "straight"))
+    assert done.returncode == 0, done.stderr
+    stopped = tmp_path / "stopped"
+    (tmp_path / "stop.py").write_text(STOP.format(root=str(ROOT)))
+    done = torchrun(2, str(tmp_path / "stop.py"), *replaced(flags, output_dir=stopped), "--eval_steps", "3")
+    assert done.returncode != 0
+    assert (stopped / "checkpoint" / "step_00000002").is_dir()
+    record = json.loads((stopped / "run.json").read_text())
+    record["arguments"]["eval_steps"] = 0  # the straight run's
+    (stopped / "run.json").write_text(json.dumps(record))
+    done = torchrun(2, "train.py", "--resume", str(stopped))
+    assert done.returncode == 0, done.stderr
+    assert same(weights(tmp_path / "straight"), weights(stopped))
 
 
 def test_resume_refuses_another_configuration(toy_flags, toy_files, tmp_path):
@@ -381,7 +432,10 @@ def test_run_folder_is_whole(toy_flags, toy_files, capsys):
     assert len(record["data"]["train"]) == 64
     assert (run / "best_model" / "config.json").exists()
     assert (run / "final_model" / "tokenizer.json").exists()
-    assert list((run / "tensorboard").iterdir())
+    board = EventAccumulator(str(run / "tensorboard"), {"images": 0, "tensors": 0}).Reload().Tags()
+    assert {tag.split("/")[0] for tag in board["scalars"]} == {"train", "eval", "perf", "mem"}
+    assert {"validation/confusion_matrix", "validation/pr_curves", "test/reliability"} <= set(board["images"])
+    assert "validation/red" in board["tensors"]  # a PR curve of its own
     tags = {tag for record in logs(run) for tag in record}
     assert tags >= {"train/loss", "train/grad_norm", "train/lr", "eval/macro_f1", "eval/loss"}
 
@@ -403,6 +457,9 @@ def test_several_labels_with_calibration_rows(toy_flags, tmp_path, kind):
     assert "calibration" in thresholds["tuned_on"]
     metrics = json.loads((run / "test" / "metrics.json").read_text())
     assert "calibration" in metrics["thresholds_tuned_on"]
+    assert (run / "test" / "confusion_matrix.png").exists()
+    green = metrics["per_class"]["green"]
+    assert green["tp"] + green["fn"] == green["support"]
     row = json.loads((run / "test" / "predictions.jsonl").read_text().splitlines()[0])
     applies = [n for n, p in row["probabilities"].items() if p >= thresholds["thresholds"][n]]
     assert row["labels"] == applies

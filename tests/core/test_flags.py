@@ -179,9 +179,8 @@ def test_resume_refuses_others_and_names_both(run):
 
 def test_what_may_differ_on_resume(run):
     args = parsed("--resume", run, "--log_steps", "1", "--save_steps", "5", "--cache_dir", "x", "--profile", "1:2",
-                  "--snapshot", "--baselines")  # fmt: skip
+                  "--baselines")  # fmt: skip
     assert (args.log_steps, args.save_steps, args.cache_dir, args.profile) == (1, 5, "x", "1:2")
-    assert args.snapshot
     assert args.baselines
     flags = {action.dest for action in make_parser()._actions}
     assert flags >= FREE_ON_RESUME  # a renamed flag would be refused in silence

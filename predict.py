@@ -1,6 +1,6 @@
 """Predict with a finished run: rows in, predictions out, in the same order.
 
-    python predict.py runs/minilm/docstrings/20260101-120000 --data rows.jsonl --output out.jsonl
+    python predict.py runs/minilm/docstrings/20260101-120000-seed0 --data rows.jsonl --output out.jsonl
     cat rows.jsonl | python predict.py RUN --data - --output - | head
     python predict.py RUN --data test.csv --output out.csv --evaluate
 

@@ -4,7 +4,7 @@
     python train.py --train_data train.jsonl --val_data val.jsonl    # one GPU, or the CPU
     python train.py @presets/roberta-base --train_data train.csv --val_data val.csv --class_weights balanced
     torchrun --standalone --nproc_per_node=8 train.py --train_data train.jsonl --val_data val.jsonl
-    python train.py --resume runs/minilm/docstrings/20260101-120000  # continue a run that was stopped
+    python train.py --resume runs/minilm/docstrings/20260101-120000-seed0  # continue a run that was stopped
 
 Tags on the lines that cost: GPU compute, H2D and D2H copies, COMM between ranks, SYNC where the host waits.
 B rows, T padded tokens, C classes.

@@ -15,7 +15,7 @@ from core.rows import BadRows, RowFormat, read_rows
 
 MOST_CURVES = 40  # classes with a PR curve of their own in TensorBoard
 LOWER_IS_BETTER = {"loss", "hamming_loss", "hamming_loss_tuned"}
-COLUMNS = ["accuracy", "macro_f1", "micro_f1", "weighted_f1", "roc_auc", "average_precision", "loss", "n"]
+COLUMNS = ["accuracy", "macro_f1", "micro_f1", "weighted_f1", "roc_auc", "average_precision", "loss"]
 MULTI_COLUMNS = [
     "subset_accuracy",
     "hamming_loss",
@@ -108,7 +108,7 @@ def report_baselines(
     every = [text for name in others for text in texts[name]]
     scores = {
         "majority class": majority_scores(labels, len(every), num_classes, train.multi_label),
-        "TF-IDF + logistic regression": tfidf_scores(
+        "TF-IDF + logistic": tfidf_scores(
             read_texts(train_data, row_format), labels, every, num_classes, train.multi_label
         ),
     }

@@ -39,8 +39,8 @@ def lr_scale(step: int, num_steps: int, num_warmup: int, schedule: str, num_cycl
 def auto_learning_rate(num_parameters: int) -> float:
     """Peak learning rate for full fine-tuning of an encoder with AdamW, by size.
 
-    Source: 1e-4 for small encoders measured (BENCHMARKS.md, MiniLM on dev rows); the larger sizes follow the
-            values of Devlin et al. 2019 (2e-5 to 5e-5 for base) and Liu et al. 2019 (1e-5 for large): assumptions.
+    Source: Devlin et al. 2019 (2e-5 to 5e-5 for base), Liu et al. 2019 (1e-5 for large); 1e-4 for small encoders
+            is an assumption (MiniLM trains well there: BENCHMARKS.md).
     """
     if num_parameters < 50e6:
         return 1e-4

@@ -218,6 +218,11 @@ RESUMED = {
 }
 
 
+@pytest.mark.gpu
+def test_resume_is_bitwise_exact_on_cuda(toy_flags, tmp_path):
+    test_resume_is_bitwise_exact([*toy_flags, "--deterministic", "--amp", "bf16"], tmp_path, "mean")
+
+
 @pytest.mark.parametrize("kind", RESUMED)
 def test_resume_is_bitwise_exact(toy_flags, tmp_path, kind):
     flags = [*toy_flags, "--eval_steps", "3", "--save_steps", "2", *RESUMED[kind]]

@@ -73,9 +73,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         part.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
     except Exception as error:
-        if "os error" in str(
-            error
-        ):  # safetensors and tokenizers have exceptions of their own for a full disk
+        if "os error" in str(error):  # safetensors and tokenizers wrap a full disk in errors of their own
             raise as_os_error(error, folder) from None
         raise
     finally:

@@ -66,9 +66,7 @@ def classification_metrics(
     columns |= {"roc_auc": roc_auc, "average_precision": average_precision}
     if multi_label:
         for key, cells in (("tp", truth & chosen), ("fp", ~truth & chosen), ("fn", truth & ~chosen)):
-            columns[key] = cells.sum(
-                axis=0
-            ).tolist()  # numpy; at 0.5: the 2 x 2 confusion matrix of each class
+            columns[key] = cells.sum(axis=0).tolist()  # numpy; at 0.5, the confusion matrix of a class
         metrics |= {"subset_accuracy": metrics["accuracy"], "hamming_loss": float((chosen != truth).mean())}
     else:
         matrix = confusion_matrix(truth.argmax(axis=1), choice, labels=range(num_classes))

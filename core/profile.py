@@ -46,9 +46,16 @@ class StepProfiler:
         return self.finish() if step + 1 == self.last else None
 
     def finish(self) -> str | None:
-        """Write the files of what was recorded; the table of operators, None where nothing is being recorded."""
+        """Write the files of what was recorded; the table of operators, or None where that was done or not asked for.
+
+        Says so when the run ended before the first step that was to be recorded.
+        """
         if self.profiler is None:
-            return None
+            return (
+                f"--profile: nothing recorded, no step {self.first} was run"
+                if self.step < self.first
+                else None
+            )
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # SYNC: once, at the end of the recording
         self.profiler.stop()

@@ -310,3 +310,8 @@ def test_profile_writes_a_trace(toy_flags):
     assert names.count("optim") == 2
     table = (run / "profile" / "operators.txt").read_text()
     assert all(region in table for region in ("data", "forward", "backward", "optim", "ms a step"))
+
+
+def test_profile_of_steps_that_never_come_says_so(toy_flags, capsys):
+    train.main([*toy_flags, "--profile", "8:9", "--max_steps", "3"])
+    assert "--profile: nothing recorded, no step 8 was run" in capsys.readouterr().out

@@ -23,13 +23,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from archs.loading import choose_packing
 from archs.saving import load_model
-from core.batches import Cut, make_cut, to_device
+from core.batches import Cut, packed_cut, padded_cut, to_device
 from core.cache import LabelColumn
 from core.errors import UserError, disk_errors, run_main
 from core.evaluate import headline, score_cuts
 from core.flags import Parser, number
-from core.memory import auto_max_tokens, choose_amp, keep_freed_memory
+from core.memory import auto_max_tokens, choose_amp, keep_freed_memory, release_cached
 from core.metrics import classification_metrics, probabilities
 from core.plan import eval_cuts
 from core.predictions import prediction_rows
@@ -49,8 +50,9 @@ class Predictor:
         self.row_format = RowFormat(**about["row_format"])
         pair = bool(self.row_format.pair_field)
         self.encoder = Encoder(tokenizer, about["max_length"], about["truncate"], pair)
-        self.model, self.device, self.pad_id = model.to(device), device, tokenizer.pad_token_id
         self.amp_dtype = choose_amp(about["amp"] if amp == "run" else amp, device)
+        self.packed, self.in_blocks = choose_packing("auto", model, device, self.amp_dtype)
+        self.model, self.device, self.pad_id = model.to(device), device, tokenizer.pad_token_id
         self.max_tokens = auto_max_tokens(device, about["max_length"]) if max_tokens == "auto" else max_tokens
         self.thresholds = tuned and np.array([tuned["thresholds"][name] for name in self.label_names])
         self.tuned_on = tuned and tuned["tuned_on"]
@@ -75,21 +77,33 @@ class Predictor:
         )
 
     def score_ids(self, ids: list[np.ndarray], starts: np.ndarray) -> np.ndarray:
-        """(n, C) float32 logits of token rows. Cost: H2D and GPU a cut, one D2H."""
+        """(n, C) float32 logits of token rows. Cost: H2D and GPU a cut, one D2H.
+
+        Where memory ends the budget is halved for good, and these rows are scored again.
+        """
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-        cuts = eval_cuts(lengths, self.max_tokens, rank=0, world=1, device_type=self.device.type)
-        batches = (
-            to_device(make_cut([ids[k] for k in cut], starts[cut], self.pad_id, None), self.device)
-            for cut in cuts
-        )
-        found = score_cuts(self.forward, batches, self.amp_dtype, self.device).numpy()
+        cuts = eval_cuts(lengths, self.max_tokens, 0, 1, self.device.type, self.packed)
+
+        def batch(cut: np.ndarray) -> Cut:
+            parts = [ids[k] for k in cut], starts[cut], cut, None
+            made = packed_cut(*parts, self.in_blocks) if self.packed else padded_cut(*parts, self.pad_id)
+            return to_device(made, self.device)
+
+        try:
+            found = score_cuts(self.model, map(batch, cuts), self.amp_dtype, self.device).numpy()
+        except torch.OutOfMemoryError:
+            if max(map(len, cuts)) == 1:
+                raise UserError(
+                    f"out of memory on a single row of {lengths.max()} tokens on {self.device}"
+                ) from None
+            found = None
+        if found is None:  # outside of the handler, which holds on to the tensors of the failure
+            release_cached(self.device)
+            self.max_tokens //= 2
+            return self.score_ids(ids, starts)
         logits = np.empty_like(found)
         logits[np.concatenate(cuts)] = found
         return logits
-
-    def forward(self, cut: Cut) -> torch.Tensor:
-        """(B, C) scores of a cut."""
-        return self.model(cut.ids, cut.mask, cut.token_types)
 
     def rows(self, logits: np.ndarray) -> list[dict]:
         """The prediction rows of logits."""
@@ -113,7 +127,7 @@ def load(
 
     Args:    run: a run folder (its best_model/ and the thresholds of its validation/) or a model folder |
              device: cuda, cpu, ...; None takes what there is | amp: off (float32, the labels that transformers
-             gives), run (as the run was evaluated), auto, bf16, fp16 | max_tokens: padded tokens a micro-batch.
+             gives), run (as the run was evaluated), auto, bf16, fp16 | max_tokens: tokens a micro-batch.
     Raises:  UserError when the folder is not a run, or the run has no best model yet.
     """
     run = Path(run)
@@ -225,7 +239,7 @@ def parse_args(argv=None):
     flag("--text_field", default="", help="column of the text; default: the run's own")
     flag("--pair_field", default="", help="column of the second text; default: the run's own")
     flag("--label_field", default="", help="column of the labels, for --evaluate; default: the run's own")
-    flag("--max_tokens", type=number(int, 1, auto=True), default="auto", help="padded tokens a micro-batch")
+    flag("--max_tokens", type=number(int, 1, auto=True), default="auto", help="tokens a micro-batch, padding included")
     flag("--amp", choices=("run", "auto", "bf16", "fp16", "off"), default="off",
          help="autocast type; off: float32, the labels that transformers gives; run: as evaluated, faster")
     flag("--device", default=None, help="cuda, cuda:1, cpu; default: what there is")

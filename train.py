@@ -10,18 +10,23 @@ Tags on the lines that cost: GPU compute, H2D and D2H copies, COMM between ranks
 B rows, T padded tokens, C classes.
 """
 
+import contextlib
 import json
 import math
 import os
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
+from archs.dropout import MASKS
 from archs.embedding import densify_gradients, use_sparse_gradients
 from archs.loading import (
     build_encoder,
+    check_exact_dropout,
+    choose_packing,
     freeze_unused,
     load_config,
     load_tokenizer,
@@ -31,6 +36,18 @@ from archs.loading import (
 )
 from archs.saving import load_weights, save_model
 from core.batches import Cut, Feed
+from core.budget import (
+    SHARE,
+    Budget,
+    MemoryModel,
+    Probe,
+    choose_budget,
+    fit_memory,
+    largest_share,
+    probe_cuts,
+    single_row_error,
+    squares,
+)
 from core.cache import RowSource
 from core.checkpoint import last_checkpoint, load_checkpoint, read_state, save_checkpoint
 from core.dist import (
@@ -43,13 +60,22 @@ from core.dist import (
     seed_everything,
     step_seed,
     sum_over_ranks,
+    worst_of_ranks,
 )
 from core.errors import UserError, disk_errors, run_main
 from core.evaluate import fit_thresholds, headline, measure, score_rows
 from core.flags import Parser, add_shared_flags, number, parse
 from core.logs import Meter, RunLog
-from core.memory import auto_max_tokens, choose_amp, keep_freed_memory, peak_memory
-from core.plan import class_balance_weights, make_plan, padded_tokens
+from core.memory import (
+    choose_amp,
+    keep_freed_memory,
+    memory_limit,
+    peak_bytes,
+    peak_memory,
+    release_cached,
+    reset_peak,
+)
+from core.plan import class_balance_weights, make_plan
 from core.profile import StepProfiler, region
 from core.report import choose_metric, is_better, report_baselines, report_split, results_text
 from core.rows import RowFormat, read_class_weights
@@ -71,6 +97,7 @@ def parse_args(argv=None):
     flag("--pooling", choices=("cls", "mean", "mean_max", "attention", "last"), default="mean",
          help="token states to one vector, for --head linear, mlp and residual")
     flag("--dropout", type=number(float, 0, 0.99), help="every dropout of model and head; default: the model's own")
+    flag("--attention_dropout", type=number(float, 0, 0.99), help="of attention alone; default: as --dropout")
     flag("--attention", default="auto", help="auto (ours where it fits), or a name transformers knows: eager, sdpa")
     flag = parser.add_argument_group("loss").add_argument
     flag("--loss", choices=("auto", "ce", "bce", "focal"), default="auto",
@@ -101,10 +128,10 @@ def main(argv=None, on_eval=None) -> dict:
     try:
         with disk_errors(folder, "--output_dir"):
             return fit(args, folder, rank, world, device, on_eval)
-    except torch.OutOfMemoryError as error:
+    except torch.OutOfMemoryError as error:  # outside of a micro-batch: weights, gradients, optimiser state
         raise UserError(
-            f"out of memory on {device} after a peak of {peak_memory(device)['mem/peak_mib']:.0f} MiB: lower "
-            f"--max_tokens (the gradient stays the same), or add --gradient_checkpointing ({str(error)[:200]})"
+            f"out of memory on {device} after a peak of {peak_memory(device)['mem/peak_mib']:.0f} MiB: the model does "
+            f"not fit; take a smaller one, or a GPU to itself ({str(error)[:200]})"
         ) from None
 
 
@@ -133,24 +160,17 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
         data["calibration"] = source.open(args.calibration_data, "--calibration_data", train)
     if args.test_data:
         data["test"] = source.open(args.test_data, "--test_data", train)
-    feeds = {name: Feed(rows, tokenizer.pad_token_id, device) for name, rows in data.items()}
     for name, rows in data.items():
         say(f"{name}: {rows.summary()}")
     multi_label, num_classes = train.multi_label, len(train.label_names)
-    longest = max(int(rows.lengths.max()) for rows in data.values())
-    max_tokens = auto_max_tokens(device, longest) if args.max_tokens == "auto" else args.max_tokens
-    chances = class_balance_weights(train.labels) if args.sampler == "weighted" else None
-    plan = make_plan(train.lengths, args.batch_size, max_tokens, args.seed, device.type, chances)
-    epochs = auto_epochs(len(train), args.batch_size) if args.epochs == "auto" else args.epochs
-    num_steps = math.ceil(epochs * plan.steps_per_epoch)
-    num_steps = min(num_steps, args.max_steps) if args.max_steps else num_steps
-    eval_steps, save_steps = args.eval_steps or plan.steps_per_epoch, args.save_steps or plan.steps_per_epoch
 
     # -- model: pretrained, float32, the same on every rank ----------------------------------------------------
-    names, dropout = train.label_names, args.dropout
     model, notes = build_encoder(
-        model_folder, config, names, multi_label, args.head, args.pooling, dropout, args.attention
-    )
+        model_folder, config, train.label_names, multi_label, args.head, args.pooling, args.dropout, args.attention,
+        attention_drop=args.attention_dropout,
+    )  # fmt: skip
+    check_exact_dropout(args.exact_dropout, config, device)
+    packed, in_blocks = choose_packing(args.packing, model, device, amp_dtype)
     model.to(device).train()
     if device.type == "cpu":
         use_sparse_gradients(model.inner)
@@ -158,6 +178,18 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     if args.gradient_checkpointing:
         recompute_activations(model.inner)
     run_model = torch.compile(model, dynamic=True) if args.compile else model
+
+    # -- batches: which rows make a step hangs on the seed and the epoch alone; how they are cut, on memory ------
+    feeds = {
+        name: Feed(rows, tokenizer.pad_token_id, device, packed, in_blocks) for name, rows in data.items()
+    }
+    longest = max(int(rows.lengths.max()) for rows in data.values())
+    chances = class_balance_weights(train.labels) if args.sampler == "weighted" else None
+    plan = make_plan(train.lengths, args.batch_size, args.max_tokens, args.seed, device.type, chances, packed)
+    epochs = auto_epochs(len(train), args.batch_size) if args.epochs == "auto" else args.epochs
+    num_steps = math.ceil(epochs * plan.steps_per_epoch)
+    num_steps = min(num_steps, args.max_steps) if args.max_steps else num_steps
+    eval_steps, save_steps = args.eval_steps or plan.steps_per_epoch, args.save_steps or plan.steps_per_epoch
 
     # -- loss: a sum over rows, divided by one number for the whole logical batch ------------------------------
     loss_name = choose_loss(args.loss, multi_label, num_classes, args.focal_alpha)
@@ -170,7 +202,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
         return torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None)
 
     def forward(cut: Cut) -> torch.Tensor:
-        return run_model(cut.ids, cut.mask, cut.token_types)  # (B, T) -> (B, C)
+        return run_model(cut)  # packed (1, N) or padded (B, T) -> (B, C)
 
     def forward_backward(cut: Cut, denom: float) -> torch.Tensor:
         with region("forward"):
@@ -181,11 +213,18 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
         return loss.detach()  # a device scalar: no host wait
 
     def score(name: str):
-        return score_rows(model, forward, feeds[name], max_tokens, amp_dtype, rank, world)  # GPU COMM D2H
+        return score_rows(model, forward, feeds[name], eval_budget, amp_dtype, rank, world)  # GPU COMM D2H
 
-    one_row = feeds["train"].cut(plan.rows(0)[:1])
-    with autocast():
-        forward_backward(one_row, 1.0)  # GPU
+    def probe(index: np.ndarray, is_training: bool = True) -> Probe:
+        reset_peak(device)
+        began, peak = time.perf_counter(), math.inf
+        with contextlib.suppress(torch.OutOfMemoryError), autocast(), torch.set_grad_enabled(is_training):
+            cut = feeds["train"].cut(index)
+            forward_backward(cut, 1.0) if is_training else forward(cut)  # GPU
+            peak = peak_bytes(device)  # SYNC
+        return Probe(plan.cost([index]), squares(plan, [index]), peak, time.perf_counter() - began)
+
+    probe(plan.rows(0)[:1])
     notes += freeze_unused(model)  # a weight without a gradient must not decay
     params = [param for param in model.parameters() if param.requires_grad]
     num_params, num_trained = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in params)
@@ -196,11 +235,34 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=True)
     num_warmup = warmup_steps(args.warmup, num_steps)
 
+    # -- memory: what a token costs on this model, loss and precision; from it the budget of a cut --------------
+    memory, tokens = MemoryModel(0.0, 0.0, 0.0), {"train": args.max_tokens, "eval": args.max_tokens}
+    changes = []
+    if args.resume:  # a probed budget is run state
+        old = RunRecord.read(folder).record
+        tokens, changes, memory = old["max_tokens"], old["budget_changes"], MemoryModel(*old["memory_model"])
+    elif args.max_tokens == "auto":
+        cuts = probe_cuts(plan, device.type, world)
+        state_bytes = 8 * num_trained  # AdamW's two moments, which do not exist yet
+        limit, most = memory_limit(device, SHARE, processes=world) - state_bytes, largest_share(plan, world)
+        for name in ("eval", "train"):
+            probes = [probe(index, name == "train") for index in cuts]  # GPU SYNC
+            memory = fit_memory(probes)
+            if (
+                device.type == "cpu" and name == "train"
+            ):  # what counts there is speed, once memory has been touched
+                probes = [probe(index) for index in cuts]
+            tokens[name] = choose_budget(probes, memory, limit, longest, most, device.type)
+            tokens[name] = -worst_of_ranks(-tokens[name])  # COMM  the smallest of the ranks'
+        memory = memory._replace(a=memory.a + state_bytes)
+        optimizer.zero_grad(set_to_none=True)
+    budget, eval_budget = Budget(tokens["train"], changes), Budget(tokens["eval"])
+
     # -- run folder: made only now, when everything that a user can get wrong has been read --------------------
     metric = choose_metric(args.metric, data["validation"])
     profiler = StepProfiler(args.profile if rank == 0 else "", folder / "profile", device)
     hashes = {name: rows.meta["sha256"] for name, rows in data.items()}
-    record = RunRecord.open(folder, args, device, world, data=hashes, max_tokens=max_tokens)
+    record = RunRecord.open(folder, args, device, world, data=hashes, max_tokens=tokens)
     start, stop, log_start, trained_s = 0, False, 0, 0.0
     best = {"value": None, "step": 0, "waited": 0}  # waited: evaluations since
     loss_sum, skipped = torch.zeros((), device=device), torch.zeros((), device=device)
@@ -218,6 +280,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     about |= {"label_names": train.label_names, "multi_label": multi_label, "attention": args.attention}
     about |= {"row_format": vars(source.row_format), "max_length": max_length, "truncate": args.truncate}
     facts = {"model": about, "num_steps": num_steps, "epochs": epochs, "num_parameters": num_params}
+    facts |= {"budget_changes": changes, "memory_model": memory}
     facts |= {"num_trained": num_trained, "learning_rate": learning_rate, "loss": loss_name, "metric": metric}
     on_main(lambda: record.write(**facts))
     log = RunLog(folder, start) if rank == 0 else None
@@ -227,8 +290,8 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
         f"model: {args.model_name}, {num_params / 1e6:.1f} M parameters, {num_trained / 1e6:.1f} M trained, "
         f"{num_classes} classes, {'several labels' if multi_label else 'one label'} a row, {loss_name}\n"
         f"plan: {num_steps} steps of {args.batch_size} rows ({num_steps / plan.steps_per_epoch:.3g} epochs), "
-        f"{world} rank(s), cuts of at most {max_tokens} padded tokens, learning rate {learning_rate:g}, "
-        f"{amp_dtype or 'float32'} on {device}\n"
+        f"{world} rank(s), {'packed' if packed else 'padded'} cuts of at most {budget.tokens} tokens, "
+        f"learning rate {learning_rate:g}, {amp_dtype or 'float32'} on {device}\n"
         f"run: {folder}" + (f", resumed after step {start}" if args.resume else "")
     )
 
@@ -238,17 +301,40 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     for step in range(start, start if stop else num_steps):  # stop: patience had ended when it was killed
         meter.start()
         profiler.before(step)
-        torch.manual_seed(step_seed(args.seed, step, rank))  # dropout: resume needs no generator state
+        torch.manual_seed(step_seed(args.seed, step, rank))  # resume needs no generator state
+        MASKS.begin_step(step_seed(args.seed, step, 0), args.exact_dropout)  # a row's dropout, on any rank
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * lr_scale(step, num_steps, num_warmup, args.schedule)
         rows = plan.rows(step)  # the logical batch, over all ranks
         denom = loss_denominator(train.labels[rows], weights)  # over all ranks; a Python number
-        cuts = plan.cuts(rows, max_tokens, rank, world)  # this rank's micro-batches
-        with (
-            autocast()
-        ):  # around all cuts, so that a weight is cast once a step; backward keeps forward's types
-            for cut in feeds["train"](cuts):  # H2D  pinned, non_blocking, one cut ahead
-                loss_sum += forward_backward(cut, denom)  # GPU
+        while True:  # once, unless memory ends
+            cuts = plan.cuts(rows, budget.at(step), rank, world)  # this rank's micro-batches
+            step_loss, fault, num_done = torch.zeros((), device=device), 0, 0
+            try:
+                with (
+                    autocast()
+                ):  # around all cuts: a weight is cast once a step; backward keeps forward's types
+                    for index, cut in enumerate(
+                        feeds["train"](cuts)
+                    ):  # H2D  pinned, non_blocking, one cut ahead
+                        step_loss += forward_backward(cut, denom)  # GPU
+            except torch.OutOfMemoryError:
+                fault = (
+                    1 if len(cuts[index]) > 1 else 2 + int(cuts[index][0])
+                )  # splittable, or which row is not
+            fault = worst_of_ranks(fault)  # COMM  over gloo: no device waits
+            if not fault:
+                break
+            if fault > 1:
+                raise single_row_error(
+                    fault - 2, train.lengths[fault - 2], peak_memory(device)["mem/peak_mib"]
+                )
+            optimizer.zero_grad(set_to_none=True)  # the same step again, in smaller cuts
+            release_cached(device)
+            changes = budget.lower(step)
+            on_main(lambda found=changes: record.write(budget_changes=found))  # on disk before the update
+            say(f"step {step}: out of memory, done again with cuts of at most {budget.at(step)} tokens")
+        loss_sum += step_loss
         with region("optim"):
             densify_gradients(params)
             reduce_gradients(params)  # COMM  once a step: flat buckets, summed over ranks
@@ -261,7 +347,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
             scaler.step(optimizer)  # GPU
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
-        meter.stop(int(train.lengths[rows].sum()), padded_tokens(cuts, train.lengths))
+        meter.stop(int(train.lengths[rows].sum()), plan.cost(cuts))
         done = step + 1
         bar.update()
         table = profiler.after(step)

@@ -1,42 +1,152 @@
-"""Dropout for CPU, from 16 random bits an element.
+"""Dropout whose masks hang on (seed, step, row, layer, element) alone, however the rows are cut, packed or dealt.
 
-torch draws one random number after another for each element's Bernoulli trial; four 16-bit uniforms out of one
-64-bit draw cost a fraction of that, and dropout was a quarter of a training step of a small BERT (bench/NOTES.md).
-The keep probability is exact to 2^-16, and the scale is that of the probability really used.
+A mask bit is a hash of those numbers instead of a draw from a generator. On CPU that is also several times as fast:
+torch draws one Bernoulli trial after another, here two 16-bit uniforms come out of one 32-bit hash in a few
+vectorised passes (bench/NOTES.md). The keep probability is exact to 2^-16, the scale that of the probability used.
+
+B rows, T or N tokens, D width, H heads. Sources: the finaliser is Wellons' lowbias32 (hash-prospector).
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
+MULTIPLY_1, MULTIPLY_2 = 0x21F0AAAD, 0xD35A2D97 - 2**32  # lowbias32's, as int32
+ROW, PLACE, HEAD, LAYER = (
+    0x3C6EF35F,
+    0x1B873593,
+    0x2C1B3C6D,
+    0x297A2D39,
+)  # odd: each number spreads over 32 bits
+
+
+def hash_(z: torch.Tensor) -> torch.Tensor:
+    """int32 to well mixed int32, in place. The & makes torch's arithmetic shift a logical one."""
+    z.bitwise_xor_((z >> 16).bitwise_and_(0xFFFF)).mul_(MULTIPLY_1)
+    z.bitwise_xor_((z >> 15).bitwise_and_(0x1FFFF)).mul_(MULTIPLY_2)
+    return z.bitwise_xor_((z >> 15).bitwise_and_(0x1FFFF))
+
+
+class Masks:
+    """What the masks of the forward pass under way hang on. One for the process: a model's modules get no more than
+    their input. The loop names the step, the model each cut's rows."""
+
+    def __init__(self):
+        self.seed, self.everywhere = 0, False
+        self.rows: torch.Tensor | None = None  # (B,) int32, a hash of (seed, step, row)
+        self.tokens: torch.Tensor | None = None  # (B, T) or (1, N) int32, of (seed, step, row, place)
+        self.layer = 0  # dropouts done in this forward pass
+        self.columns: dict[torch.device, torch.Tensor] = {}
+
+    def begin_step(self, seed: int, everywhere: bool = False) -> None:
+        """seed: of this optimiser step, the same on all ranks | everywhere: on CUDA too (--exact_dropout)."""
+        self.seed, self.everywhere = seed & 0x7FFFFFFF, everywhere
+        self.rows = self.tokens = None
+
+    def begin_cut(self, rows: torch.Tensor, owner: torch.Tensor | None, place: torch.Tensor) -> None:
+        """Name the rows of a cut.
+
+        Args: rows: (B,) int64, each row's number in its file | owner: (N,) int64, which of the rows each packed token
+              is of; None where rows are padded | place: (N,) or (T,) int64, each token's place in its row.
+        """
+        self.rows = hash_((rows * ROW + self.seed).int())
+        spread = (place * PLACE).int()
+        if owner is None:
+            self.tokens = hash_(self.rows[:, None] + spread)
+        else:
+            self.tokens = hash_(self.rows[owner] + spread)[None]
+        self.layer = 0
+
+    def next_layer(self) -> int:
+        """A number for the dropout that comes now, the same in every cut."""
+        self.layer += 1
+        return self.layer * LAYER & 0x7FFFFFFF
+
+    def keys(self, shape: torch.Size) -> torch.Tensor | None:
+        """(shape[:-1]) int32 keys of an input's vectors, None where it is not one vector a row, token or head."""
+        if self.rows is None:
+            return None
+        if shape[:-1] == self.tokens.shape:
+            return self.tokens
+        if shape[0] != len(self.rows):
+            return None
+        if len(shape) == 2 or (len(shape) == 3 and shape[1] == 1):
+            return self.rows.view(shape[:-1])
+        return self.heads(shape[1], shape[2]) if len(shape) == 4 else None
+
+    def heads(self, num_heads: int, num_queries: int, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, H, T) int32 keys of the attention of each query; of these rows of the cut, or of all."""
+        keys = self.rows if rows is None else self.rows[rows]
+        head = (torch.arange(1, num_heads + 1, device=keys.device) * HEAD).int()
+        query = (torch.arange(num_queries, device=keys.device) * PLACE).int()
+        return hash_(keys[:, None, None] + head[:, None] + query)
+
+    def keep(self, keys: torch.Tensor, width: int, p: float, layer: int) -> torch.Tensor:
+        """(*keys.shape, width) int16 0/1: 0 with probability p, rounded to 2^-16."""
+        pairs = (width + 1) // 2
+        columns = self.columns.get(keys.device)
+        if columns is None or len(columns) < pairs:
+            columns = hash_(torch.arange(1, max(pairs, 4096) + 1, dtype=torch.int32, device=keys.device))
+            self.columns[keys.device] = columns
+        z = hash_(keys + layer)[..., None] + columns[:pairs]
+        z.bitwise_xor_(z >> 16).mul_(MULTIPLY_1)  # hash_, but for the & that only the last shift needs
+        z.bitwise_xor_(z >> 15).mul_(MULTIPLY_2)
+        z.bitwise_xor_((z >> 15).bitwise_and_(0x1FFFF))
+        bits = z.view(torch.int16)
+        bits = bits if bits.shape[-1] == width else bits[..., :width]
+        return bits.ge_(sixteenth_bits(p) - 32768)
+
+
+MASKS = Masks()
+
+
+def sixteenth_bits(p: float) -> int:
+    """p in units of 2^-16, below 1."""
+    return min(65535, round(p * 65536))
+
+
+def kept_scale(p: float) -> float:
+    """1 / the keep probability really used."""
+    return 65536 / (65536 - sixteenth_bits(p))
+
+
+def masked(x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """x where keep is 1, else 0. 16-bit floats are multiplied as integers: by 0 or 1 that is exact, and a
+    sixteenth of the time of a product of two types."""
+    if x.element_size() == 2:
+        return x.contiguous().view(torch.int16).mul(keep).view(x.dtype)
+    return x * keep.to(x.dtype)
+
 
 class _Dropout(torch.autograd.Function):
-    """x times a random 0/1 mask, times 1 / keep probability."""
+    """x times a 0/1 mask, times a number."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, p: float) -> torch.Tensor:
-        dropped = min(65535, round(p * 65536))
-        bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        keep = (bits[: x.numel()] >= dropped - 32768).view(x.shape)
+    def forward(ctx, x: torch.Tensor, keep: torch.Tensor, scale: float) -> torch.Tensor:
         ctx.save_for_backward(keep)
-        ctx.scale = 65536 / (65536 - dropped)
-        return x.mul(keep).mul_(ctx.scale)
+        ctx.scale = scale
+        return masked(x, keep).mul_(scale)
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (keep,) = ctx.saved_tensors
-        return grad.mul(keep).mul_(ctx.scale), None
+        return masked(grad, keep).mul_(ctx.scale), None, None
 
 
 def dropout(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:
-    """As torch.nn.functional.dropout, quicker on CPU; elsewhere it is that function.
+    """As torch.nn.functional.dropout; on CPU, and with --exact_dropout on CUDA, by the masks of this module.
 
-    Args: x: any shape | p: chance that an element becomes 0, in [0, 1], rounded to 2^-16.
+    Args: x: (B, D), (B, T, D), (1, N, D) or (B, H, T, S); any other shape is dropped by torch's generator, which the
+          loop seeds each step | p: chance that an element becomes 0, in [0, 1].
     """
     if not training or p == 0:
         return x
-    if x.device.type != "cpu" or p >= 1:
+    keys = MASKS.keys(x.shape) if p < 1 and (x.device.type == "cpu" or MASKS.everywhere) else None
+    if keys is None:
         return nn.functional.dropout(x, p, training)
-    return _Dropout.apply(x, p)
+    return _Dropout.apply(x, MASKS.keep(keys, x.shape[-1], p, MASKS.next_layer()), kept_scale(p))
 
 
 class Dropout(nn.Dropout):
@@ -51,3 +161,23 @@ def replace_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Dropout:
             module.__class__ = Dropout
+
+
+def same_masks_again() -> tuple:
+    """For torch.utils.checkpoint's context_fn: what is computed again in the backward pass counts its layers from
+    where it did the first time."""
+    began = 0
+
+    @contextmanager
+    def first() -> Iterator[None]:
+        nonlocal began
+        began = MASKS.layer
+        yield
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        now, MASKS.layer = MASKS.layer, began
+        yield
+        MASKS.layer = now
+
+    return first(), again()

@@ -1,20 +1,42 @@
 """Encoder classifiers: a transformers model with its own head, or its backbone with our pooling and head.
 
-Both take a cut's (ids, mask, token_types) and return (B, C) scores, so the loop sees no difference.
+Both take a cut, packed or padded, and return (B, C) scores, so the loop sees no difference.
 """
 
 import torch
 from torch import nn
 
 from archs.attention import NAME as BARELOOP
+from archs.dropout import MASKS
 from archs.heads import make_head
 from archs.pooling import Pooling
+from core.batches import Cut
+
+# their positions start at padding_idx + 1, so the table is longer than the longest row
+POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "data2vec-text"}
 
 
-def whole_mask(model: nn.Module, ids: torch.Tensor) -> torch.Tensor | None:
-    """None for a model that runs our attention; for others a mask of ones: without one some of them ask the
-    device whether there is padding (DeBERTa), a host wait."""
-    return None if model.config._attn_implementation == BARELOOP else torch.ones_like(ids, dtype=torch.bool)
+def first_position(config) -> int:
+    """The position of a row's first token."""
+    return (config.pad_token_id or 0) + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
+
+
+def model_inputs(model: nn.Module, cut: Cut) -> dict:
+    """What a transformers model is called with for a cut; in training its dropout masks are named too."""
+    if model.training:
+        MASKS.begin_cut(cut.rows, cut.owner, cut.place)
+    inputs = {"input_ids": cut.ids}
+    if cut.token_types is not None:
+        inputs["token_type_ids"] = cut.token_types
+    if cut.cu_seqlens is not None:
+        inputs["position_ids"] = (cut.place + first_position(model.config))[None]
+        inputs |= {"cu_seqlens": cut.cu_seqlens, "max_seqlen": cut.max_seqlen, "blocks": cut.blocks}
+    elif cut.mask is not None:
+        inputs["attention_mask"] = cut.mask
+    elif model.config._attn_implementation != BARELOOP:
+        # a mask of ones: without one some models ask the device whether there is padding (DeBERTa), a host wait
+        inputs["attention_mask"] = torch.ones_like(cut.ids, dtype=torch.bool)
+    return inputs
 
 
 class OwnHead(nn.Module):
@@ -23,6 +45,26 @@ class OwnHead(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
+        self._starts: torch.Tensor | None = None  # of a packed cut's rows, while it is in the model
+        base = model.base_model
+        for name in ("encoder", "transformer", "final_norm"):  # the last stage before any pooler or head
+            if isinstance(getattr(base, name, None), nn.Module):
+                getattr(base, name).register_forward_hook(self._first_tokens)
+                break
+
+    def _first_tokens(self, module: nn.Module, inputs: tuple, output):
+        """Of a packed cut, hand on each row's first state as (B, 1, D): heads of this kind read no other.
+
+        A head that does (ModernBERT's mean) then differs from itself on padded rows, which archs.loading finds out.
+        """
+        if self._starts is None:
+            return output
+        states = output if torch.is_tensor(output) else output.last_hidden_state  # (1, N, D)
+        first = states[0].index_select(0, self._starts)[:, None]
+        if torch.is_tensor(output):
+            return first
+        output.last_hidden_state = first
+        return output
 
     @property
     def inner(self) -> nn.Module:
@@ -34,13 +76,10 @@ class OwnHead(nn.Module):
         """Layers of the backbone."""
         return self.inner.config.num_hidden_layers
 
-    def forward(
-        self, ids: torch.Tensor, mask: torch.Tensor | None, token_types: torch.Tensor | None
-    ) -> torch.Tensor:
-        """ids: (B, T) int64 | mask: (B, T) bool or None | token_types: (B, T) int64 or None. Returns (B, C)."""
-        types = {} if token_types is None else {"token_type_ids": token_types}
-        mask = whole_mask(self.inner, ids) if mask is None else mask
-        return self.model(input_ids=ids, attention_mask=mask, **types).logits
+    def forward(self, cut: Cut) -> torch.Tensor:
+        """(B, C) scores of a cut of B rows."""
+        self._starts = None if cut.cu_seqlens is None else cut.cu_seqlens[:-1]
+        return self.model(**model_inputs(self.model, cut)).logits
 
 
 class PooledHead(nn.Module):
@@ -52,14 +91,10 @@ class PooledHead(nn.Module):
         self.pooling = Pooling(pooling, backbone.config.hidden_size)
         self.head = make_head(head, self.pooling.width, num_classes, dropout)
 
-    def forward(
-        self, ids: torch.Tensor, mask: torch.Tensor | None, token_types: torch.Tensor | None
-    ) -> torch.Tensor:
-        """As OwnHead.forward."""
-        types = {} if token_types is None else {"token_type_ids": token_types}
-        mask = whole_mask(self.inner, ids) if mask is None else mask
-        states = self.backbone(input_ids=ids, attention_mask=mask, **types).last_hidden_state  # (B, T, D)
-        return self.head(self.pooling(states, mask))
+    def forward(self, cut: Cut) -> torch.Tensor:
+        """(B, C) scores of a cut of B rows."""
+        states = self.backbone(**model_inputs(self.backbone, cut)).last_hidden_state  # (B, T, D) or (1, N, D)
+        return self.head(self.pooling(states, cut))
 
     @property
     def inner(self) -> nn.Module:

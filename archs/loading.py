@@ -8,12 +8,14 @@ import inspect
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
+    AttentionInterface,
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
@@ -23,15 +25,15 @@ from transformers import (
 )
 
 from archs.attention import NAME as BARELOOP
-from archs.dropout import replace_dropout
-from archs.encoder import OwnHead, PooledHead
+from archs.attention import attention, has_flash_attention
+from archs.dropout import replace_dropout, same_masks_again
+from archs.encoder import OwnHead, PooledHead, first_position
+from core.batches import packed_cut, padded_cut
 from core.errors import UserError
 
 BUILTIN = {  # name: file of weights checked, its sha256 (the published model's own)
     "minilm": ("model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db")
 }
-# their positions start at padding_idx + 1, so the table is longer than the longest row
-POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "data2vec-text"}
 WEIGHTS_FOLDER = Path(__file__).resolve().parent.parent / "weights"
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -121,8 +123,7 @@ def longest_input(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, 
     Raises: UserError when the model takes fewer than asked for.
     """
     most = getattr(config, "max_position_embeddings", None) or 10**9
-    if config.model_type in POSITIONS_AFTER_PADDING:
-        most -= (config.pad_token_id or 0) + 1
+    most -= first_position(config)
     if most <= 0:
         most = 10**9  # DeBERTa writes -1 or 0 where positions are relative alone
     if max_length == "auto":
@@ -142,6 +143,29 @@ def set_dropout(config: PreTrainedConfig, dropout: float) -> None:
             setattr(config, name, dropout)
 
 
+def attention_dropout(config: PreTrainedConfig, value: float | None = None) -> float:
+    """The dropout of attention probabilities; a value sets it, in place."""
+    names = [
+        name
+        for name in ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop", "attn_dropout")
+        if isinstance(getattr(config, name, None), int | float)
+    ]
+    if value is not None:
+        for name in names:
+            setattr(config, name, value)
+    return max((getattr(config, name) for name in names), default=0.0)
+
+
+def check_exact_dropout(exact: bool, config: PreTrainedConfig, device: torch.device) -> None:
+    """Raise UserError where --exact_dropout cannot hold: on CUDA, where flash kernels draw masks of their own."""
+    found = attention_dropout(config)
+    if exact and device.type != "cpu" and found > 0:
+        raise UserError(
+            f"--exact_dropout: the model drops attention probabilities ({found}), and on {device.type} their kernels "
+            "draw masks of their own: add --attention_dropout 0"
+        )
+
+
 def build_encoder(
     folder: str,
     config: PreTrainedConfig,
@@ -152,17 +176,20 @@ def build_encoder(
     dropout: float | None,
     attention: str,
     pretrained: bool = True,
+    attention_drop: float | None = None,
 ) -> tuple[nn.Module, list[str]]:
     """The classifier in float32 with pretrained weights, new ones where the checkpoint has none.
 
     Args:    head: model (the architecture's own) | linear | mlp | residual, on a pooling | dropout: sets every
              dropout; None keeps the model's | attention: auto or a name that transformers knows |
-             pretrained: False gives random weights (to load a run's own into, or for tests).
+             pretrained: False gives random weights (to load a run's own into, or for tests) | attention_drop: the
+             dropout of attention probabilities alone; None leaves it to dropout.
     Returns: (OwnHead or PooledHead, notes for the log).
     Raises:  UserError when the architecture has no classification head of its own, or weights cannot be read.
     """
     if dropout is not None:
         set_dropout(config, dropout)
+    attention_dropout(config, attention_drop)
     config.num_labels = len(label_names)
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: k for k, name in enumerate(label_names)}
@@ -211,7 +238,7 @@ def recompute_activations(model: nn.Module) -> None:
     """Checkpoint each layer's activations, under the name that this version of transformers has for it."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     try:
-        enable({"use_reentrant": False})
+        enable({"use_reentrant": False, "context_fn": same_masks_again})
     except ValueError as error:
         raise UserError(f"--gradient_checkpointing: {error}") from None
 
@@ -251,6 +278,8 @@ def set_attention(model: nn.Module, attention: str) -> None:
 
     Some architectures accept a registered function by name and ignore it, or mask in another way; so a padded
     row is put through both, and a model that disagrees keeps its own.
+
+    Raises: UserError for a name that transformers or the model does not know.
     """
     if attention != "auto":
         try:
@@ -284,3 +313,57 @@ def probe_states(model: nn.Module) -> torch.Tensor:
     if hasattr(out, "logits"):
         return out.logits.float()
     return out.last_hidden_state.float()[mask]  # the states at padding mean nothing
+
+
+def choose_packing(
+    choice: str, model: OwnHead | PooledHead, device: torch.device, amp_dtype: torch.dtype | None
+) -> tuple[bool, bool]:
+    """What --packing auto|on|off means for this model and device. The model is still on the host.
+
+    Returns: (whether cuts are packed, whether their attention runs in blocks: where torch has no kernel for rows
+             of any length, which is on CPU and in float32).
+    Raises:  UserError for `on` where the model computes something else with packed rows.
+    """
+    packed = choice != "off" and device.type != "mps" and can_pack(model)
+    if choice == "on" and not packed:
+        raise UserError(
+            f"--packing on: {model.inner.config.model_type} with this head and --attention gives packed rows other "
+            "scores than single ones: use auto (padded cuts, sorted by length), or another --head"
+        )
+    return packed, not (device.type == "cuda" and amp_dtype is not None and has_flash_attention(device))
+
+
+@torch.no_grad()
+def can_pack(model: OwnHead | PooledHead) -> bool:
+    """Whether packed rows get the scores that they get alone: three rows are put through both ways, on the host.
+
+    A list of architectures would not do: MPNet and DeBERTa take a registered attention function by name and ignore it.
+    So every layer must have called it, and the scores must be the same. The longest row is longer than the windows of
+    models that have them.
+    """
+    inner, config = model.inner, model.inner.config
+    if config._attn_implementation != BARELOOP:
+        return False
+    longest = min(160, getattr(config, "max_position_embeddings", None) or 160)
+    lengths = [max(1, min(n, longest - first_position(config))) for n in (8, longest, 5)]
+    rows = [(np.arange(n) * 7 + n) % max(1, config.vocab_size - 5) + 5 for n in lengths]
+    rows = [np.where(row == (config.pad_token_id or 0), 5, row) % config.vocab_size for row in rows]
+    starts, index, calls = np.zeros(len(rows), np.int64), np.arange(len(rows)), []
+
+    def counted(*args, **kwargs):
+        calls.append(kwargs.get("cu_seqlens") is not None)
+        return attention(*args, **kwargs)
+
+    training = inner.training
+    model.eval()
+    AttentionInterface.register(BARELOOP, counted)
+    try:
+        together = model(packed_cut(rows, starts, index, None))
+        alone = [model(padded_cut([row], starts[:1], index[:1], None, 0)) for row in rows]
+        reached = calls[: config.num_hidden_layers] == [True] * config.num_hidden_layers
+        return reached and torch.allclose(together, torch.cat(alone), rtol=1e-3, atol=1e-4)
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+        return False  # it takes no position_ids, say
+    finally:
+        AttentionInterface.register(BARELOOP, attention)
+        model.train(training)

@@ -1,6 +1,6 @@
-"""A cut of rows as padded tensors on the device, one cut ahead of the loop.
+"""A cut of rows as tensors on the device, one cut ahead of the loop: packed, or padded.
 
-B rows, T padded tokens, C classes.
+B rows, T padded tokens, N packed tokens, C classes.
 """
 
 import time
@@ -11,16 +11,31 @@ import numpy as np
 import torch
 
 from core.cache import TokenRows
+from core.packing import Blocks
 from core.profile import region
 
 
 class Cut(NamedTuple):
-    """One micro-batch. mask is None where nothing is padded, so that no mask is built and no host waits to find out."""
+    """One micro-batch. Packed, it is one row of N tokens and has `owner` and `cu_seqlens`; padded, it has neither, and
+    `mask` is None where nothing is padded, so that no mask is built and no host waits to find out."""
 
-    ids: torch.Tensor  # (B, T) int64
+    ids: torch.Tensor  # (B, T) or (1, N) int64
     mask: torch.Tensor | None  # (B, T) bool, True means keep
-    token_types: torch.Tensor | None  # (B, T) int64, for pairs
+    token_types: torch.Tensor | None  # as ids, for pairs
     labels: torch.Tensor | None  # (B,) int64, or (B, C) float32
+    rows: torch.Tensor  # (B,) int64: the rows' numbers in their file
+    place: torch.Tensor  # (T,) or (N,) int64: each token's place in its row
+    owner: torch.Tensor | None = None  # (N,) int64: which of the B rows a token is of
+    cu_seqlens: torch.Tensor | None = None  # (B + 1,) int32: where rows begin and end
+    max_seqlen: int = 0  # tokens of the longest row
+    blocks: Blocks | None = None  # the rows for attention, where there is no variable-length kernel
+
+
+def labels_tensor(labels: np.ndarray | None) -> torch.Tensor | None:
+    """(B,) class indices as int64, (B, C) 0/1 as float32."""
+    if labels is None:
+        return None
+    return torch.from_numpy(labels.astype(np.int64 if labels.ndim == 1 else np.float32))
 
 
 def padded_ids(rows: list[np.ndarray], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
@@ -32,48 +47,88 @@ def padded_ids(rows: list[np.ndarray], pad_id: int) -> tuple[np.ndarray, np.ndar
     return ids, lengths
 
 
-def make_cut(rows: list[np.ndarray], pair_starts: np.ndarray, pad_id: int, labels: np.ndarray | None) -> Cut:
-    """A cut on the host.
+def padded_cut(
+    ids: list[np.ndarray], pair_starts: np.ndarray, index: np.ndarray, labels: np.ndarray | None, pad_id: int
+) -> Cut:
+    """A padded cut on the host.
 
-    Args: rows: ids of each row | pair_starts: (B,) index at which token type 1 begins, 0 for nowhere |
-          labels: (B,) class indices, (B, C) 0/1, or None.
+    Args: ids: of each row | pair_starts: (B,) index at which token type 1 begins, 0 for nowhere | index: (B,) the
+          rows' numbers | labels: (B,) class indices, (B, C) 0/1, or None.
     """
-    ids, lengths = padded_ids(rows, pad_id)
-    place = np.arange(ids.shape[1])
+    padded, lengths = padded_ids(ids, pad_id)
+    place = np.arange(padded.shape[1])
     mask = types = None
-    if lengths.min() < ids.shape[1]:
+    if lengths.min() < padded.shape[1]:
         mask = torch.from_numpy(place < lengths[:, None])
     if pair_starts.any():
         second = (place >= pair_starts[:, None]) & (pair_starts[:, None] > 0) & (place < lengths[:, None])
         types = torch.from_numpy(second.astype(np.int64))
-    if labels is not None:
-        labels = torch.from_numpy(labels.astype(np.int64 if labels.ndim == 1 else np.float32))
-    return Cut(torch.from_numpy(ids), mask, types, labels)
+    numbers = torch.from_numpy(index.astype(np.int64))
+    return Cut(torch.from_numpy(padded), mask, types, labels_tensor(labels), numbers, torch.from_numpy(place))
+
+
+def packed_cut(
+    ids: list[np.ndarray],
+    pair_starts: np.ndarray,
+    index: np.ndarray,
+    labels: np.ndarray | None,
+    in_blocks: bool = True,
+) -> Cut:
+    """A packed cut on the host; arguments as padded_cut's. in_blocks: build what block attention needs."""
+    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
+    owner = np.repeat(np.arange(len(ids)), lengths)
+    place = np.arange(cu_seqlens[-1]) - cu_seqlens[owner]
+    types = None
+    if pair_starts.any():
+        second = (place >= pair_starts[owner]) & (pair_starts[owner] > 0)
+        types = torch.from_numpy(second.astype(np.int64))[None]
+    return Cut(
+        torch.from_numpy(np.concatenate(ids).astype(np.int64))[None],
+        None,
+        types,
+        labels_tensor(labels),
+        torch.from_numpy(index.astype(np.int64)),
+        torch.from_numpy(place),
+        torch.from_numpy(owner),
+        torch.from_numpy(cu_seqlens.astype(np.int32)),
+        int(lengths.max()),
+        Blocks(lengths) if in_blocks else None,
+    )
 
 
 def to_device(cut: Cut, device: torch.device) -> Cut:
     """The cut on the device. Cost: H2D, from pinned memory and without a host wait on CUDA."""
     if device.type == "cpu":
         return cut
-    if device.type == "cuda":
-        cut = Cut(*(None if part is None else part.pin_memory() for part in cut))
     pinned = device.type == "cuda"
-    return Cut(*(None if part is None else part.to(device, non_blocking=pinned) for part in cut))
+
+    def move(part):
+        if not isinstance(part, torch.Tensor | Blocks):
+            return part
+        return (part.pin_memory() if pinned else part).to(device, non_blocking=pinned)
+
+    return Cut(*map(move, cut))
 
 
 class Feed:
     """Cuts of one file's rows as tensors; wait_s adds up the time that its caller waited for them."""
 
-    def __init__(self, rows: TokenRows, pad_id: int, device: torch.device):
+    def __init__(
+        self, rows: TokenRows, pad_id: int, device: torch.device, packed: bool = False, in_blocks: bool = True
+    ):
+        """packed, in_blocks: see packed_cut."""
         self.rows, self.pad_id, self.device, self.wait_s = rows, pad_id, device, 0.0
+        self.packed, self.in_blocks = packed, in_blocks
 
     @region("data")
     def cut(self, index: np.ndarray) -> Cut:
         """The cut of these rows, on the device."""
         starts = self.rows.starts
         ids = [self.rows.ids[starts[k] : starts[k + 1]] for k in index]
-        labels = self.rows.labels[index]
-        return to_device(make_cut(ids, self.rows.pairs[index], self.pad_id, labels), self.device)
+        parts = ids, self.rows.pairs[index], index, self.rows.labels[index]
+        cut = packed_cut(*parts, self.in_blocks) if self.packed else padded_cut(*parts, self.pad_id)
+        return to_device(cut, self.device)
 
     def __call__(self, cuts: list[np.ndarray]) -> Iterator[Cut]:
         """Yield the cuts in order, each made and sent while the device still computes the one before it."""

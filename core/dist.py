@@ -116,6 +116,15 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def worst_of_ranks(code: int) -> int:
+    """The largest of the ranks' numbers. Cost: COMM over gloo, so no device waits."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return code
+    box = torch.tensor(code)
+    dist.all_reduce(box, op=dist.ReduceOp.MAX)
+    return int(box)
+
+
 def gather_to_main(item: object) -> list | None:
     """Every rank's item in a list on rank 0, None elsewhere."""
     if not dist.is_initialized():

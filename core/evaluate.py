@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from core.batches import Cut, Feed
+from core.budget import Budget
 from core.cache import TokenRows
-from core.dist import gather_to_main
+from core.dist import gather_to_main, worst_of_ranks
 from core.errors import UserError
 from core.files import save_array, write_json, write_text
 from core.metrics import calibration_summary, classification_metrics, probabilities
@@ -51,15 +52,28 @@ def score_rows(
     model: torch.nn.Module,
     forward: Callable[[Cut], torch.Tensor],
     feed: Feed,
-    max_tokens: int,
+    budget: Budget,
     amp_dtype: torch.dtype | None,
     rank: int,
     world: int,
 ) -> np.ndarray | None:
-    """(n, C) float32 scores of all rows on rank 0, None on the others. The model is left in training mode."""
-    cuts = eval_cuts(feed.rows.lengths, max_tokens, rank, world, feed.device.type)
+    """(n, C) float32 scores of all rows on rank 0, None on the others. The model is left in training mode.
+
+    Where memory ends the budget is halved, on all ranks, and all rows are scored again.
+    """
     model.eval()
-    scores = score_cuts(forward, feed(cuts), amp_dtype, feed.device)
+    while True:
+        cuts = eval_cuts(feed.rows.lengths, budget.at(0), rank, world, feed.device.type, feed.packed)
+        fault = 0
+        try:
+            scores = score_cuts(forward, feed(cuts), amp_dtype, feed.device)
+        except torch.OutOfMemoryError:
+            if max(map(len, cuts)) == 1:
+                raise
+            fault = 1
+        if not worst_of_ranks(fault):  # COMM
+            break
+        budget.lower(0)
     model.train()
     parts = gather_to_main((np.concatenate(cuts), scores.numpy()) if cuts else None)  # COMM
     if parts is None:

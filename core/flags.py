@@ -113,7 +113,11 @@ def add_batching_flags(parser: Parser) -> None:
     )
     group.add_argument(
         "--max_tokens", type=number(int, 1, auto=True), default="auto",
-        help="padded tokens a micro-batch on one device; never changes the gradient; auto: by device",
+        help="tokens a micro-batch on one device, padding included; never changes the gradient; auto: by a few probes",
+    )  # fmt: skip
+    group.add_argument(
+        "--packing", choices=("auto", "on", "off"), default="auto",
+        help="rows behind one another without padding; auto: where a probe shows that the model computes the same",
     )  # fmt: skip
     group.add_argument(
         "--sampler", choices=("shuffle", "weighted"), default="shuffle",
@@ -204,6 +208,10 @@ def add_run_flags(parser: Parser) -> None:
     )
     group.add_argument("--seed", type=number(int, 0), default=0, help="of new weights, row order and dropout")
     group.add_argument(
+        "--exact_dropout", action="store_true",
+        help="masks from seed, step, row and layer alone; CPU: always so; CUDA: wants attention dropout 0",
+    )  # fmt: skip
+    group.add_argument(
         "--deterministic", action="store_true", help="bitwise repeatable on CUDA too; slower there"
     )
     group.add_argument(
@@ -218,6 +226,15 @@ def add_run_flags(parser: Parser) -> None:
     group.add_argument(
         "--resume", nargs="?", const="", default=None, metavar="RUN",
         help="continue a run from its checkpoint, with its own flags; alone: the run in --output_dir",
+    )  # fmt: skip
+    group.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="run a few steps, print what the whole would cost, write no run",
+    )
+    group.add_argument(
+        "--price_per_hour", type=number(float, 0), default=0.0,
+        help="of all devices together, in any currency; 0: print no price",
     )  # fmt: skip
     group.add_argument(
         "--profile", default="", metavar="FIRST:LAST", help="record these optimiser steps with torch.profiler"

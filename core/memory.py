@@ -1,9 +1,14 @@
-"""Peak memory, and a C allocator that keeps what it frees."""
+"""Peak and free memory, and a C allocator that keeps what it frees."""
 
+import contextlib
 import ctypes
+import gc
+import os
 import platform
+import re
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -69,9 +74,67 @@ def choose_amp(choice: str, device: torch.device) -> torch.dtype | None:
 
 
 def auto_max_tokens(device: torch.device, longest: int) -> int:
-    """--max_tokens auto: padded tokens a cut, never less than the longest row.
+    """Tokens a cut for prediction, which probes nothing; never less than the longest row.
 
-    CPU: 1,024, where a small BERT trains fastest (measured, bench/NOTES.md): its activations stay in cache.
-    CUDA: 16,384, an assumption that a base-size encoder fits 16 GiB with.
+    CPU: 4,096, from where a small BERT gets no faster (measured, bench/NOTES.md). CUDA: 65,536, forward alone: an
+    assumption that a base-size encoder fits 16 GiB with; predict.py halves it where memory ends.
     """
-    return max(16384 if device.type == "cuda" else 1024, longest)
+    return max(65536 if device.type == "cuda" else 4096, longest)
+
+
+def release_cached(device: torch.device) -> None:
+    """Hand back what the allocator keeps, after memory has ended: it is in pieces of the wrong size."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def reset_peak(device: torch.device) -> None:
+    """Start the peak of peak_bytes anew: CUDA's, and on Linux that of the resident set."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif os.path.exists("/proc/self/clear_refs"):
+        with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Bytes at the peak since reset_peak: CUDA's allocator, else the resident set (where it cannot be reset: of the
+    whole process so far). Cost: SYNC on CUDA, since what is still to run can allocate."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device)
+    return _status("VmHWM") or round(peak_memory(device)["mem/peak_mib"] * 2**20)
+
+
+def memory_limit(device: torch.device, share: float, processes: int = 1) -> float:
+    """Bytes that this process may reach: what it has, and its share of what is free.
+
+    Args: processes: of this machine that take from the same host memory.
+    """
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.memory_allocated(device) + share * (free + cached)
+    return (_status("VmRSS") or 0) + share * available_host_memory() / processes
+
+
+def available_host_memory() -> float:
+    """Bytes of host memory that can still be taken: the system's and the control group's; inf where unknown."""
+    found = [float("inf")]
+    with contextlib.suppress(OSError, AttributeError):
+        text = Path("/proc/meminfo").read_text()
+        found.append(1024.0 * int(re.search(r"MemAvailable:\s+(\d+)", text).group(1)))
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+        group = Path("/sys/fs/cgroup")
+        found.append(
+            float((group / "memory.max").read_text()) - float((group / "memory.current").read_text())
+        )
+    return max(0.0, min(found))
+
+
+def _status(name: str) -> int | None:
+    """A field of /proc/self/status in bytes; None where there is none."""
+    with contextlib.suppress(OSError, AttributeError):
+        return 1024 * int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text()).group(1))
+    return None

@@ -76,6 +76,61 @@ def cut_by_budget(rows: np.ndarray, lengths: np.ndarray, max_tokens: int, cut_co
     return cuts[::-1]
 
 
+def pack_by_budget(
+    rows: np.ndarray, lengths: np.ndarray, max_tokens: int, world: int
+) -> list[list[np.ndarray]]:
+    """Deal rows to as few packed cuts as fit, the same number for each rank and level in tokens.
+
+    Each row, longest first, goes to the cut with the fewest tokens (Graham 1969, LPT); where that overflows, to the
+    fullest cut that still holds it (best fit); where that fails too, there is one more cut a rank.
+
+    Args:    rows: (B,) int64 row indices | lengths: (n,) tokens a row, each <= max_tokens | max_tokens: a cut.
+    Returns: for each rank a list of (b,) int64, longest row first; every row is in exactly one cut.
+    """
+    order = rows[np.lexsort((rows, -lengths[rows].astype(np.int64)))]
+    sizes = lengths[order].tolist()
+    num_cuts = max(1, -(-sum(sizes) // (max_tokens * world)))
+    while True:
+        places = _level(sizes, num_cuts * world, max_tokens) or _best_fit(sizes, num_cuts * world, max_tokens)
+        if places is not None:
+            break
+        num_cuts += 1
+    hands: list[list[np.ndarray]] = [[] for _ in range(world)]
+    places = np.asarray(places)
+    for cut in range(num_cuts * world):
+        members = order[places == cut]
+        if len(members):
+            hands[cut % world].append(members)
+    return hands
+
+
+def _level(sizes: list[int], num_cuts: int, max_tokens: int) -> list[int] | None:
+    """The cut of each row when each goes to the emptiest, None when one overflows."""
+    loads = [(0, cut) for cut in range(num_cuts)]
+    places = []
+    for size in sizes:
+        load, cut = loads[0]
+        if load and load + size > max_tokens:  # a row over a lowered budget gets a cut of its own
+            return None
+        heapq.heapreplace(loads, (load + size, cut))
+        places.append(cut)
+    return places
+
+
+def _best_fit(sizes: list[int], num_cuts: int, max_tokens: int) -> list[int] | None:
+    """The cut of each row when each goes where the least room stays, None when it fits nowhere."""
+    room = np.full(num_cuts, max_tokens)
+    places = []
+    for size in sizes:
+        fits = (room >= size) | (room == max_tokens)
+        if not fits.any():
+            return None
+        cut = int(np.argmin(np.where(fits, room, 2 * max_tokens)))
+        room[cut] -= size
+        places.append(cut)
+    return places
+
+
 def deal(cuts: list[np.ndarray], lengths: np.ndarray, world: int) -> list[list[np.ndarray]]:
     """Deal cuts to ranks, the dearest first and always to the rank with the fewest padded tokens so far."""
     loads = [(0, rank) for rank in range(world)]
@@ -120,6 +175,7 @@ class Plan:
     batch_size: int
     seed: int
     cut_cost: int  # tokens
+    packed: bool
     weights: np.ndarray | None
     steps_per_epoch: int
     _epoch: int = field(default=-1, repr=False)
@@ -134,27 +190,37 @@ class Plan:
 
     def cuts(self, rows: np.ndarray, max_tokens: int, rank: int, world: int) -> list[np.ndarray]:
         """This rank's cuts of a logical batch; a rank can be without any when rows < world."""
+        if self.packed:
+            return pack_by_budget(rows, self.lengths, max_tokens, world)[rank]
         return deal_level(rows, self.lengths, max_tokens, world, self.cut_cost)[rank]
+
+    def cost(self, cuts: list[np.ndarray]) -> int:
+        """Tokens that the cuts cost: packed those of their rows, padded rows x longest."""
+        if self.packed:
+            return sum(int(self.lengths[cut].sum()) for cut in cuts)
+        return padded_tokens(cuts, self.lengths)
 
 
 def make_plan(
     lengths: np.ndarray,
     batch_size: int,
-    max_tokens: int,
+    max_tokens: int | str,
     seed: int,
     device_type: str = "cpu",
     weights: np.ndarray | None = None,
+    packed: bool = False,
 ) -> Plan:
     """The plan of a run.
 
-    Args:    lengths: (n,) tokens a row | batch_size: rows an optimiser step, over all ranks | max_tokens: padded
-             tokens a cut | device_type: whose CUT_COST shapes the cuts (never the batches) | weights: (n,)
-             chance of each row, None for each row once an epoch.
+    Args:    lengths: (n,) tokens a row | batch_size: rows an optimiser step, over all ranks | max_tokens: tokens a
+             cut, or auto (nothing to check) | device_type: whose CUT_COST shapes padded cuts (never the batches) |
+             weights: (n,) chance of each row, None for each row once an epoch.
     Raises:  UserError when a single row is longer than max_tokens.
     """
-    check_budget(lengths, max_tokens)
+    if max_tokens != "auto":
+        check_budget(lengths, max_tokens)
     steps_per_epoch = math.ceil(len(lengths) / batch_size)
-    return Plan(lengths, batch_size, seed, CUT_COST[device_type], weights, steps_per_epoch)
+    return Plan(lengths, batch_size, seed, CUT_COST[device_type], packed, weights, steps_per_epoch)
 
 
 def check_budget(lengths: np.ndarray, max_tokens: int) -> None:
@@ -168,13 +234,33 @@ def check_budget(lengths: np.ndarray, max_tokens: int) -> None:
 
 
 def eval_cuts(
-    lengths: np.ndarray, max_tokens: int, rank: int, world: int, device_type: str = "cpu"
+    lengths: np.ndarray,
+    max_tokens: int,
+    rank: int,
+    world: int,
+    device_type: str = "cpu",
+    packed: bool = False,
 ) -> list[np.ndarray]:
     """This rank's cuts of all rows, each row on exactly one rank, for scoring."""
     if len(lengths) == 0:
         return []
-    check_budget(lengths, max_tokens)
-    return deal_level(np.arange(len(lengths)), lengths, max_tokens, world, CUT_COST[device_type])[rank]
+    rows = np.arange(len(lengths))
+    if packed:
+        return pack_sorted(rows, lengths, max_tokens, world)[rank]
+    return deal_level(rows, lengths, max_tokens, world, CUT_COST[device_type])[rank]
+
+
+def pack_sorted(rows: np.ndarray, lengths: np.ndarray, max_tokens: int, world: int) -> list[list[np.ndarray]]:
+    """Packed cuts of many rows, filled one after another with rows of like length, and dealt to ranks."""
+    order = rows[np.lexsort((rows, -lengths[rows].astype(np.int64)))]
+    ends = np.cumsum(lengths[order], dtype=np.int64)
+    cuts, first = [], 0
+    while first < len(order):
+        done = ends[first - 1] if first else 0
+        last = max(first + 1, int(np.searchsorted(ends, done + max_tokens, side="right")))
+        cuts.append(order[first:last])
+        first = last
+    return [cuts[rank::world] for rank in range(world)]
 
 
 def padded_tokens(cuts: list[np.ndarray], lengths: np.ndarray) -> int:

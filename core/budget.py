@@ -1,0 +1,155 @@
+"""The token budget of a cut: from a memory model fitted to a few probes, and lowered when memory ends all the same.
+
+Bytes at the peak = a + b x tokens + c x squares: a is what stands still (weights, gradients, optimiser state), b what
+every token costs, c what attention costs. squares: the sum of squared lengths of the rows; padded, of the padded ones.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from core.errors import UserError
+from core.plan import Plan
+
+SHARE = 0.9  # of the free memory that a cut may take
+TIE = 0.95  # on CPU a larger budget must be faster by this factor to be taken: its timing is noisy
+CPU_SIZES, CUDA_SIZE = (1024, 2048, 4096), 4096  # tokens of the probes
+
+
+class Probe(NamedTuple):
+    """What one cut cost."""
+
+    tokens: int
+    squares: int
+    peak: float  # bytes, all of the process's; inf where memory ended
+    seconds: float
+
+
+class MemoryModel(NamedTuple):
+    """Bytes at the peak as a function of a cut."""
+
+    a: float
+    b: float
+    c: float
+
+    def peak(self, tokens: int, squares: int) -> float:
+        """Bytes."""
+        return self.a + self.b * tokens + self.c * squares
+
+    def most_tokens(self, limit: float, longest: int) -> int:
+        """The largest budget whose worst cut, all rows as long as the longest, stays below limit bytes."""
+        return int(max(0.0, limit - self.a) / max(1.0, self.b + self.c * longest))
+
+
+def fit_memory(probes: list[Probe]) -> MemoryModel:
+    """The model of least squared error whose coefficients are not negative; a cost that the probes do not tell apart
+    (rows of one length) is left at 0."""
+    good = [probe for probe in probes if np.isfinite(probe.peak)]
+    if not good:
+        return MemoryModel(0.0, 0.0, 0.0)
+    columns = np.array([[1.0, probe.tokens, probe.squares] for probe in good])
+    peaks = np.array([probe.peak for probe in good])
+    best, error = MemoryModel(float(peaks.max()), 0.0, 0.0), np.inf
+    for used in ([0, 1, 2], [0, 1], [0, 2]):
+        part = columns[:, used] / columns[:, used].max(axis=0)
+        if np.linalg.matrix_rank(part, tol=1e-3) < len(used):
+            continue
+        found = np.linalg.lstsq(part, peaks, rcond=None)[0]
+        missed = float(((part @ found - peaks) ** 2).sum())
+        if (found >= 0).all() and missed < error:
+            whole = np.zeros(3)
+            whole[used] = found / columns[:, used].max(axis=0)
+            best, error = MemoryModel(*map(float, whole)), missed
+    return best
+
+
+def squares(plan: Plan, cuts: list[np.ndarray]) -> int:
+    """Sum of squared lengths of the cuts' rows, as attention pays for them."""
+    lengths = [plan.lengths[cut].astype(np.int64) for cut in cuts]
+    if plan.packed:
+        return int(sum((length**2).sum() for length in lengths))
+    return int(sum(len(length) * length[0] ** 2 for length in lengths))
+
+
+def probe_cuts(plan: Plan, device_type: str, world: int) -> list[np.ndarray]:
+    """Rows for the probes, smallest cut first: rows as they come, and long ones (on CUDA short ones too), so that what
+    tokens and what squares cost can be told apart. None is larger than a rank's share of a logical batch."""
+    lengths = plan.lengths.astype(np.int64)
+    most = largest_share(plan, world)
+    by_length, mixed = np.argsort(-lengths, kind="stable"), plan.rows(0)
+    sizes = CPU_SIZES if device_type != "cuda" else (CUDA_SIZE, 2 * CUDA_SIZE)
+    sizes = sorted({min(size, most) for size in sizes})
+    cuts = [_first(by_length, lengths, sizes[0])]
+    if device_type == "cuda":
+        cuts.insert(0, _first(by_length[::-1], lengths, sizes[0]))
+    return cuts + [_first(mixed, lengths, size) for size in sizes]
+
+
+def _first(rows: np.ndarray, lengths: np.ndarray, tokens: int) -> np.ndarray:
+    """The first rows that hold this many tokens, longest first."""
+    count = int(np.searchsorted(np.cumsum(lengths[rows]), tokens)) + 1
+    rows = rows[:count]
+    return rows[np.argsort(-lengths[rows], kind="stable")]
+
+
+def largest_share(plan: Plan, world: int) -> int:
+    """Tokens a rank of the largest logical batch of the first epoch (1,000 steps at most): more does nothing."""
+    num_rows = min(len(plan.lengths), plan.batch_size * plan.steps_per_epoch)
+    order = np.concatenate([plan.rows(step) for step in range(min(plan.steps_per_epoch, 1000))])[:num_rows]
+    sums = np.add.reduceat(plan.lengths[order].astype(np.int64), np.arange(0, len(order), plan.batch_size))
+    return max(int(plan.lengths.max()), -(-int(sums.max()) // world))
+
+
+def coarse(tokens: int) -> int:
+    """tokens, rounded down to 4, 5, 6 or 7 times a power of two, so that two starts agree on a probed budget."""
+    if tokens < 8:
+        return max(1, tokens)
+    step = 1 << (tokens.bit_length() - 3)
+    return tokens // step * step
+
+
+def choose_budget(
+    probes: list[Probe], model: MemoryModel, limit: float, longest: int, most: int, device_type: str
+) -> int:
+    """Tokens a cut: on CUDA the most that fits, on CPU the fastest of the probed sizes that fits.
+
+    Args: limit: bytes that the process may reach | longest: tokens of the longest row | most: tokens a larger budget
+          than which would do nothing.
+    """
+    fits = model.most_tokens(limit, longest)
+    for probe in probes:
+        if not np.isfinite(probe.peak):
+            fits = min(fits, probe.tokens // 2)
+    if device_type == "cuda":
+        return max(longest, coarse(min(fits, most + longest)))
+    chosen = None  # the largest is not the fastest where activations leave the cache
+    for probe in sorted((p for p in probes if p.tokens <= max(fits, longest)), key=lambda p: p.tokens):
+        if chosen is None or probe.tokens / probe.seconds * TIE > chosen.tokens / chosen.seconds:
+            chosen = probe
+    return max(longest, coarse(chosen.tokens if chosen else fits))
+
+
+class Budget:
+    """Tokens a cut, and what became of it. A change belongs to a step, so that a resumed run makes it there again."""
+
+    def __init__(self, tokens: int, changes: list[dict] | None = None):
+        """changes: {"step", "old", "new"}, as run.json keeps them."""
+        self.tokens, self.changes = tokens, list(changes or [])
+
+    def at(self, step: int) -> int:
+        """The budget of a step."""
+        return min([self.tokens, *(change["new"] for change in self.changes if change["step"] <= step)])
+
+    def lower(self, step: int) -> list[dict]:
+        """Half the budget from this step on; returns all changes, to be written before the step's update."""
+        old = self.at(step)
+        self.changes.append({"step": step, "old": old, "new": coarse(max(1, old // 2))})
+        return self.changes
+
+
+def single_row_error(row: int, tokens: int, peak_mib: float) -> UserError:
+    """Memory ended on a cut of one row: nothing is left to split."""
+    return UserError(
+        f"out of memory on a single row: row {row} of --train_data, {tokens} tokens, after a peak of "
+        f"{peak_mib:.0f} MiB: lower --max_length, add --gradient_checkpointing, or use --amp bf16"
+    )

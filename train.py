@@ -11,7 +11,6 @@ B rows, T padded tokens, C classes.
 """
 
 import contextlib
-import json
 import math
 import os
 import time
@@ -39,14 +38,12 @@ from core.batches import Cut, Feed
 from core.budget import (
     SHARE,
     Budget,
-    MemoryModel,
     Probe,
-    choose_budget,
-    fit_memory,
-    largest_share,
     probe_cuts,
+    probed_budgets,
     single_row_error,
     squares,
+    stored_budgets,
 )
 from core.cache import RowSource
 from core.checkpoint import last_checkpoint, load_checkpoint, read_state, save_checkpoint
@@ -63,8 +60,9 @@ from core.dist import (
     worst_of_ranks,
 )
 from core.errors import UserError, disk_errors, run_main
-from core.evaluate import fit_thresholds, headline, measure, score_rows
+from core.evaluate import headline, measure, score_rows
 from core.flags import Parser, add_shared_flags, number, parse
+from core.forecast import Forecast, in_words, report_dry_run, synchronize
 from core.logs import Meter, RunLog
 from core.memory import (
     choose_amp,
@@ -77,7 +75,7 @@ from core.memory import (
 )
 from core.plan import class_balance_weights, make_plan
 from core.profile import StepProfiler, region
-from core.report import choose_metric, is_better, report_baselines, report_split, results_text
+from core.report import choose_metric, is_better, report_run
 from core.rows import RowFormat, read_class_weights
 from core.runs import RunRecord, run_folder
 from core.schedule import auto_epochs, auto_learning_rate, lr_scale, parameter_groups, warmup_steps
@@ -235,34 +233,25 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=True)
     num_warmup = warmup_steps(args.warmup, num_steps)
 
-    # -- memory: what a token costs on this model, loss and precision; from it the budget of a cut --------------
-    memory, tokens = MemoryModel(0.0, 0.0, 0.0), {"train": args.max_tokens, "eval": args.max_tokens}
-    changes = []
-    if args.resume:  # a probed budget is run state
-        old = RunRecord.read(folder).record
-        tokens, changes, memory = old["max_tokens"], old["budget_changes"], MemoryModel(*old["memory_model"])
+    # -- memory: what a token costs on this model, loss and precision; from it the budgets of a cut -------------
+    if args.resume:  # probed budgets are run state
+        budget, eval_budget = stored_budgets(RunRecord.read(folder).record)
     elif args.max_tokens == "auto":
-        cuts = probe_cuts(plan, device.type, world)
-        state_bytes = 8 * num_trained  # AdamW's two moments, which do not exist yet
-        limit, most = memory_limit(device, SHARE, processes=world) - state_bytes, largest_share(plan, world)
-        for name in ("eval", "train"):
-            probes = [probe(index, name == "train") for index in cuts]  # GPU SYNC
-            memory = fit_memory(probes)
-            if (
-                device.type == "cpu" and name == "train"
-            ):  # what counts there is speed, once memory has been touched
-                probes = [probe(index) for index in cuts]
-            tokens[name] = choose_budget(probes, memory, limit, longest, most, device.type)
-            tokens[name] = -worst_of_ranks(-tokens[name])  # COMM  the smallest of the ranks'
-        memory = memory._replace(a=memory.a + state_bytes)
+        state_bytes, limit = 8 * num_trained, memory_limit(device, SHARE, world)  # AdamW's moments come later
+        scored = [probe(index, False) for index in probe_cuts(plan, device.type, world)]  # GPU SYNC
+        trained = [probe(index) for index in probe_cuts(plan, device.type, world)]  # GPU SYNC
         optimizer.zero_grad(set_to_none=True)
-    budget, eval_budget = Budget(tokens["train"], changes), Budget(tokens["eval"])
+        kind = plan, longest, device.type, world
+        budget, eval_budget = probed_budgets(trained, scored, limit, state_bytes, *kind)  # COMM
+        reset_peak(device)
+    else:
+        budget, eval_budget = Budget(args.max_tokens), Budget(args.max_tokens)
 
     # -- run folder: made only now, when everything that a user can get wrong has been read --------------------
     metric = choose_metric(args.metric, data["validation"])
     profiler = StepProfiler(args.profile if rank == 0 else "", folder / "profile", device)
     hashes = {name: rows.meta["sha256"] for name, rows in data.items()}
-    record = RunRecord.open(folder, args, device, world, data=hashes, max_tokens=tokens)
+    record = RunRecord.open(folder, args, device, world, data=hashes)
     start, stop, log_start, trained_s = 0, False, 0, 0.0
     best = {"value": None, "step": 0, "waited": 0}  # waited: evaluations since
     loss_sum, skipped = torch.zeros((), device=device), torch.zeros((), device=device)
@@ -280,10 +269,13 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     about |= {"label_names": train.label_names, "multi_label": multi_label, "attention": args.attention}
     about |= {"row_format": vars(source.row_format), "max_length": max_length, "truncate": args.truncate}
     facts = {"model": about, "num_steps": num_steps, "epochs": epochs, "num_parameters": num_params}
-    facts |= {"budget_changes": changes, "memory_model": memory}
+    facts |= {"max_tokens": {"train": budget.tokens, "eval": eval_budget.tokens}}
+    facts |= {"memory_model": budget.memory, "budget_changes": budget.changes}
     facts |= {"num_trained": num_trained, "learning_rate": learning_rate, "loss": loss_name, "metric": metric}
-    on_main(lambda: record.write(**facts))
-    log = RunLog(folder, start) if rank == 0 else None
+    log = None
+    if not args.dry_run:
+        on_main(lambda: record.write(**facts))
+        log = RunLog(folder, start) if rank == 0 else None
     for note in notes:
         say(note)
     say(
@@ -292,12 +284,17 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
         f"plan: {num_steps} steps of {args.batch_size} rows ({num_steps / plan.steps_per_epoch:.3g} epochs), "
         f"{world} rank(s), {'packed' if packed else 'padded'} cuts of at most {budget.tokens} tokens, "
         f"learning rate {learning_rate:g}, {amp_dtype or 'float32'} on {device}\n"
-        f"run: {folder}" + (f", resumed after step {start}" if args.resume else "")
+        + ("dry run: nothing is written" if args.dry_run else f"run: {folder}")
+        + (f", resumed after step {start}" if args.resume else "")
     )
 
     # -- the loop ----------------------------------------------------------------------------------------------
     bar = tqdm(total=num_steps, initial=start, unit=" step", disable=None if rank == 0 else True)
     meter = Meter(feeds["train"], trained_s)
+    counts = {name: rows.num_tokens for name, rows in data.items()}
+    forecast = Forecast(
+        start, num_steps, counts, eval_steps, plan.steps_per_epoch, time.perf_counter() - started
+    )
     for step in range(start, start if stop else num_steps):  # stop: patience had ended when it was killed
         meter.start()
         profiler.before(step)
@@ -311,28 +308,24 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
             cuts = plan.cuts(rows, budget.at(step), rank, world)  # this rank's micro-batches
             step_loss, fault, num_done = torch.zeros((), device=device), 0, 0
             try:
-                with (
-                    autocast()
-                ):  # around all cuts: a weight is cast once a step; backward keeps forward's types
-                    for index, cut in enumerate(
-                        feeds["train"](cuts)
-                    ):  # H2D  pinned, non_blocking, one cut ahead
+                with autocast():  # around all cuts: each weight is cast once a step
+                    for cut in feeds["train"](cuts):  # H2D  pinned, non_blocking, one cut ahead
                         step_loss += forward_backward(cut, denom)  # GPU
+                        num_done += 1
             except torch.OutOfMemoryError:
-                fault = (
-                    1 if len(cuts[index]) > 1 else 2 + int(cuts[index][0])
-                )  # splittable, or which row is not
+                failed = cuts[num_done]
+                fault = 1 if len(failed) > 1 else 2 + int(failed[0])  # to be split; or the row that cannot be
             fault = worst_of_ranks(fault)  # COMM  over gloo: no device waits
             if not fault:
                 break
             if fault > 1:
-                raise single_row_error(
-                    fault - 2, train.lengths[fault - 2], peak_memory(device)["mem/peak_mib"]
-                )
+                peak_mib = peak_memory(device)["mem/peak_mib"]
+                raise single_row_error(fault - 2, train.lengths[fault - 2], peak_mib)
             optimizer.zero_grad(set_to_none=True)  # the same step again, in smaller cuts
             release_cached(device)
-            changes = budget.lower(step)
-            on_main(lambda found=changes: record.write(budget_changes=found))  # on disk before the update
+            changes = {"budget_changes": budget.lower(step)}
+            if not args.dry_run:
+                on_main(lambda found=changes: record.write(**found))  # on disk before the update
             say(f"step {step}: out of memory, done again with cuts of at most {budget.at(step)} tokens")
         loss_sum += step_loss
         with region("optim"):
@@ -347,9 +340,19 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
             scaler.step(optimizer)  # GPU
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
-        meter.stop(int(train.lengths[rows].sum()), plan.cost(cuts))
-        done = step + 1
+        done, num_tokens = step + 1, int(train.lengths[rows].sum())
+        if forecast.due(done):
+            synchronize(device)  # SYNC  twice a run
+        meter.stop(num_tokens, plan.cost(cuts), budget.at(step) * len(cuts), budget.predicted_mib(plan, cuts))
         bar.update()
+        if forecast.step(done, num_tokens, meter.total_s):
+            say(f"forecast: {forecast}")
+        if args.dry_run:
+            if forecast.is_made:
+                bar.close()
+                perf = meter.fields() | peak_memory(device)  # COMM
+                return on_main(report_dry_run, forecast, perf, args.batch_size, args.price_per_hour)
+            continue
         table = profiler.after(step)
         if table:
             say(table)
@@ -404,30 +407,11 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     broadcast_parameters([*model.parameters(), *model.buffers()])  # COMM
     scores = {name: score(name) for name in data if name != "train"}  # GPU COMM D2H
     bests = {"metric": metric, "value": best["value"], "step": best["step"]}
-    facts = {"timings": {"train_s": meter.total_s, "total_s": time.perf_counter() - started}}
+    total_s = time.perf_counter() - started
+    say(f"forecast: {forecast}; took {in_words(meter.total_s - trained_s, total_s)}")
+    facts = {"timings": {"train_s": meter.total_s, "total_s": total_s, "forecast_s": forecast.total_s}}
     facts |= {"best": bests, "peak_memory": peak_memory(device)}
-    return on_main(finish, args, folder, record, log, source.row_format, data, scores, facts)
-
-
-def finish(args, folder, record, log, row_format, data, scores, facts) -> dict:
-    """On rank 0: write validation/ and test/, print the table, close the record."""
-    tuned = "calibration" if "calibration" in data else "validation"
-    thresholds = fit_thresholds(scores[tuned], data[tuned])
-    splits = {name: data[name] for name in ("validation", "test") if name in data}
-    table = {}
-    for name, rows in splits.items():
-        step = facts["best"]["step"]
-        table[name] = report_split(
-            folder / name, name, scores[name], rows, thresholds, data[tuned], log, step
-        )
-    baselines = report_baselines(args.train_data, data, tuned, row_format) if args.baselines else {}
-    print(results_text(table | baselines, data["train"].multi_label))
-    numbers = {name: headline(metrics) for name, metrics in table.items()}
-    others = {name: headline(metrics) for name, metrics in baselines.items()}
-    record.write(status="finished", metrics=numbers, baselines=others, **facts)
-    log.close()
-    print(f"run folder: {folder}\n{json.dumps({'run': str(folder), **numbers})}")
-    return {"run": str(folder), **numbers["validation"]}
+    return on_main(report_run, args, folder, record, log, source.row_format, data, scores, facts)
 
 
 if __name__ == "__main__":

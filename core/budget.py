@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from core.dist import worst_of_ranks
 from core.errors import UserError
 from core.plan import Plan
 
@@ -82,7 +83,8 @@ def probe_cuts(plan: Plan, device_type: str, world: int) -> list[np.ndarray]:
     cuts = [_first(by_length, lengths, sizes[0])]
     if device_type == "cuda":
         cuts.insert(0, _first(by_length[::-1], lengths, sizes[0]))
-    return cuts + [_first(mixed, lengths, size) for size in sizes]
+    cuts += [_first(mixed, lengths, size) for size in sizes]
+    return cuts * 2 if device_type == "cpu" else cuts  # the second time the memory is there already
 
 
 def _first(rows: np.ndarray, lengths: np.ndarray, tokens: int) -> np.ndarray:
@@ -123,7 +125,12 @@ def choose_budget(
     if device_type == "cuda":
         return max(longest, coarse(min(fits, most + longest)))
     chosen = None  # the largest is not the fastest where activations leave the cache
-    for probe in sorted((p for p in probes if p.tokens <= max(fits, longest)), key=lambda p: p.tokens):
+    quickest: dict[int, Probe] = {}
+    for probe in sorted(probes, key=lambda p: -p.seconds):
+        quickest[probe.tokens] = probe
+    for probe in sorted(
+        (p for p in quickest.values() if p.tokens <= max(fits, longest)), key=lambda p: p.tokens
+    ):
         if chosen is None or probe.tokens / probe.seconds * TIE > chosen.tokens / chosen.seconds:
             chosen = probe
     return max(longest, coarse(chosen.tokens if chosen else fits))
@@ -132,9 +139,9 @@ def choose_budget(
 class Budget:
     """Tokens a cut, and what became of it. A change belongs to a step, so that a resumed run makes it there again."""
 
-    def __init__(self, tokens: int, changes: list[dict] | None = None):
-        """changes: {"step", "old", "new"}, as run.json keeps them."""
-        self.tokens, self.changes = tokens, list(changes or [])
+    def __init__(self, tokens: int, memory: MemoryModel | None = None, changes: list[dict] | None = None):
+        """memory: None where nothing was probed | changes: {"step", "old", "new"}, as run.json keeps them."""
+        self.tokens, self.memory, self.changes = tokens, memory, list(changes or [])
 
     def at(self, step: int) -> int:
         """The budget of a step."""
@@ -145,6 +152,43 @@ class Budget:
         old = self.at(step)
         self.changes.append({"step": step, "old": old, "new": coarse(max(1, old // 2))})
         return self.changes
+
+    def predicted_mib(self, plan: Plan, cuts: list[np.ndarray]) -> float:
+        """The memory model's peak for the dearest of these cuts; 0 where nothing was probed."""
+        if self.memory is None:
+            return 0.0
+        return max((self.memory.peak(plan.cost([c]), squares(plan, [c])) for c in cuts), default=0.0) / 2**20
+
+
+def probed_budgets(
+    trained: list[Probe],
+    scored: list[Probe],
+    limit: float,
+    state_bytes: int,
+    plan: Plan,
+    longest: int,
+    device_type: str,
+    world: int,
+) -> tuple[Budget, Budget]:
+    """The budgets of training and evaluation, the same on every rank.
+
+    Args:  trained, scored: probes with and without a backward pass | limit: bytes that the process may reach |
+           state_bytes: of optimiser state that does not exist yet | longest: tokens of the longest row of any split.
+    Cost:  COMM, the smallest of the ranks' budgets holds for all.
+    """
+    most, found = largest_share(plan, world), []
+    for probes in (trained, scored):
+        memory = fit_memory(probes)
+        tokens = choose_budget(probes, memory, limit - state_bytes, longest, most, device_type)
+        found.append(Budget(-worst_of_ranks(-tokens), memory._replace(a=memory.a + state_bytes)))
+    return tuple(found)
+
+
+def stored_budgets(record: dict) -> tuple[Budget, Budget]:
+    """The budgets in a run's record: never probed again."""
+    memory, tokens = record["memory_model"], record["max_tokens"]
+    memory = memory and MemoryModel(*memory)
+    return Budget(tokens["train"], memory, record["budget_changes"]), Budget(tokens["eval"], memory)
 
 
 def single_row_error(row: int, tokens: int, peak_mib: float) -> UserError:

@@ -48,6 +48,11 @@ class TokenRows:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all rows."""
+        return int(self.lengths.sum())
+
     def onehot(self) -> np.ndarray:
         """(n, C) of 0 and 1: the labels, whatever their kind."""
         labels = np.asarray(self.labels)

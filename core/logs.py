@@ -65,26 +65,37 @@ class Meter:
 
     def reset(self) -> None:
         self.busy_s, self.steps, self.tokens, self.padded, self.feed.wait_s = 0.0, 0, 0, 0, 0.0
+        self.room, self.predicted_mib = 0, 0.0
 
     def start(self) -> None:
         """Start the clock."""
         self.since = time.perf_counter()
 
-    def stop(self, tokens: int | None = None, padded: int = 0) -> None:
-        """Stop the clock; at the end of a step, count its tokens (over all ranks) and this rank's padded ones."""
+    def stop(
+        self, tokens: int | None = None, padded: int = 0, room: int = 0, predicted_mib: float = 0.0
+    ) -> None:
+        """Stop the clock; at the end of a step, count.
+
+        Args: tokens: of the step, over all ranks | padded: that this rank's cuts cost | room: that they could have
+              held | predicted_mib: the memory model's peak of the dearest of them.
+        """
         took = time.perf_counter() - self.since
         self.busy_s, self.total_s = self.busy_s + took, self.total_s + took
         if tokens is not None:
             self.steps, self.tokens, self.padded = self.steps + 1, self.tokens + tokens, self.padded + padded
+            self.room, self.predicted_mib = self.room + room, max(self.predicted_mib, predicted_mib)
 
     def fields(self) -> dict[str, float]:
         """The perf/ fields of a record, over all ranks; starts anew. Cost: COMM."""
-        padded = float(sum_over_ranks(torch.tensor(float(self.padded))))
+        padded, room = sum_over_ranks(torch.tensor([self.padded, self.room], dtype=torch.float64)).tolist()
         steps = max(1, self.steps)
         found = {"perf/tokens_per_s": self.tokens / self.busy_s, "perf/step_ms": 1e3 * self.busy_s / steps}
         found |= {
             "perf/data_ms": 1e3 * self.feed.wait_s / steps,
             "perf/pad_frac": 1 - self.tokens / max(1.0, padded),
+            "perf/fill_frac": padded / max(1.0, room),
         }
+        if self.predicted_mib:
+            found["mem/predicted_mib"] = self.predicted_mib
         self.reset()
         return found

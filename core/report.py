@@ -1,5 +1,7 @@
 """What stands at the end of a run: the evaluation of each split, the baselines beside it, one table."""
 
+import json
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from core.logs import RunLog
 from core.metrics import probabilities
 from core.results_table import format_per_class, format_table
 from core.rows import BadRows, RowFormat, read_rows
+from core.runs import RunRecord
 
 MOST_CURVES = 40  # classes with a PR curve of their own in TensorBoard
 LOWER_IS_BETTER = {"loss", "hamming_loss", "hamming_loss_tuned"}
@@ -131,3 +134,37 @@ def results_text(table: dict[str, dict], multi_label: bool) -> str:
     parts = [f"{splits[-1]}, by class:", format_per_class(table[splits[-1]])]
     rows = [(f"this run ({name})" if name in splits else name, metrics) for name, metrics in table.items()]
     return "\n".join(["", *parts, "", format_table(rows, columns), ""])
+
+
+def report_run(
+    args: Namespace,
+    folder: Path,
+    record: RunRecord,
+    log: RunLog,
+    row_format: RowFormat,
+    data: dict[str, TokenRows],
+    scores: dict[str, np.ndarray],
+    facts: dict,
+) -> dict:
+    """Write validation/ and test/, print the table, close the record and the log. For rank 0.
+
+    Args:    scores: (n, C) by split | facts: for run.json, with "best".
+    Returns: the headline metrics on the validation rows, and "run".
+    """
+    tuned = "calibration" if "calibration" in data else "validation"
+    thresholds = fit_thresholds(scores[tuned], data[tuned])
+    splits = {name: data[name] for name in ("validation", "test") if name in data}
+    table = {}
+    for name, rows in splits.items():
+        step = facts["best"]["step"]
+        table[name] = report_split(
+            folder / name, name, scores[name], rows, thresholds, data[tuned], log, step
+        )
+    baselines = report_baselines(args.train_data, data, tuned, row_format) if args.baselines else {}
+    print(results_text(table | baselines, data["train"].multi_label))
+    numbers = {name: headline(metrics) for name, metrics in table.items()}
+    others = {name: headline(metrics) for name, metrics in baselines.items()}
+    record.write(status="finished", metrics=numbers, baselines=others, **facts)
+    log.close()
+    print(f"run folder: {folder}\n{json.dumps({'run': str(folder), **numbers})}")
+    return {"run": str(folder), **numbers["validation"]}

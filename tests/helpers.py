@@ -6,8 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
+
+from core.batches import Cut, packed_cut, padded_cut
 
 ROOT = Path(__file__).parent.parent
 VOLATILE = ("perf/", "mem/")
@@ -26,6 +29,17 @@ def logs(run: str | Path) -> list[dict]:
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Bitwise equal, name by name."""
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def cut_of(rows: list, packed: bool, numbers=None, labels=None, pad_id: int = 0, pairs=None) -> Cut:
+    """A cut of token rows on the host; numbers: the rows' in their file, by default 0, 1, ..."""
+    ids = [np.asarray(row, np.int64) for row in rows]
+    numbers = np.arange(len(rows)) if numbers is None else np.asarray(numbers)
+    pairs = np.zeros(len(rows), np.int64) if pairs is None else np.asarray(pairs)
+    labels = None if labels is None else np.asarray(labels)
+    if packed:
+        return packed_cut(ids, pairs, numbers, labels)
+    return padded_cut(ids, pairs, numbers, labels, pad_id)
 
 
 def replaced(flags: list[str], **values) -> list[str]:

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModel
 
 from archs.attention import NAME, attention, padding_mask
+from archs.dropout import MASKS
 from archs.loading import set_attention
 from core.errors import UserError
 from tests.conftest import tiny_config
@@ -77,9 +78,15 @@ def test_the_sliding_window_is_not_forgotten():
     assert not is_close(states(with_ours(local), batch), states(wide, batch))
 
 
+def name_rows(num_rows: int, num_tokens: int) -> None:
+    """As a model does before a forward pass in training."""
+    MASKS.begin_cut(torch.arange(num_rows), None, torch.arange(num_tokens))
+
+
 def gradients(model, batch: dict) -> torch.Tensor:
     """All gradients of a sum over real places, as one vector, in training mode."""
     model.train().zero_grad()
+    name_rows(*batch["input_ids"].shape)
     states(model, batch).square().sum().backward()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
@@ -177,6 +184,7 @@ def test_grouped_heads_and_softcap_against_a_slow_formula(softcap, num_groups, s
     module = types.SimpleNamespace(training=training)
     dropout = 1e-9 if training else 0.5  # in training the explicit product, without anything dropped
     expected = slow(query, key, value, mask, 3**-0.5 if scaling is None else scaling, softcap)
+    name_rows(2, 6)
     for form in (mask, torch.zeros(2, 1, 6, 6, dtype=torch.float64).masked_fill(~mask, -1e300)):
         found, weights = attention(module, query, key, value, form, scaling, dropout, softcap=softcap)
         assert weights is None
@@ -189,6 +197,7 @@ def test_dropout_drops_whole_weights_in_training_only():
     query, key = (torch.randn(1, 1, 40, 4) for _ in range(2))
     value = torch.eye(40)[None, None]  # the output is the attention weights themselves
     weights, _ = attention(types.SimpleNamespace(training=False), query, key, value, None, dropout=0.25)
+    name_rows(1, 40)
     dropped, _ = attention(types.SimpleNamespace(training=True), query, key, value, None, dropout=0.25)
     keep = dropped != 0
     # 1600 weights: the standard error of the share is 0.011
@@ -204,6 +213,29 @@ def test_no_mask_is_built_where_none_was_given():
     mask = padding_mask(torch.ones(2, 6, dtype=torch.bool), mask_function=both, **size)
     assert mask.shape == (2, 1, 6, 6)
     assert mask.all()
-    # a causal one is never left out
-    causal = padding_mask(None, **(size | {"allow_is_bidirectional_skip": False}))
-    assert torch.equal(causal[0, 0], torch.ones(6, 6, dtype=torch.bool).tril())
+    # a causal one neither: the function itself then shows no token what comes after it (next test)
+    causal = lambda b, h, q, k: k <= q  # noqa: E731
+    assert padding_mask(None, mask_function=causal, **(size | {"allow_is_bidirectional_skip": False})) is None
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [None, 1, 3, 99])
+def test_without_a_mask_causality_and_window_are_kept(training, causal, window):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 2, 6, 3, dtype=torch.float64) for _ in range(3))
+    seen = [
+        [(k <= q or not causal) and (window is None or abs(q - k) < window) for k in range(6)]
+        for q in range(6)
+    ]
+    expected = slow(query, key, value, torch.tensor(seen).expand(2, 1, 6, 6), 3**-0.5, None)
+    name_rows(2, 6)
+    module = types.SimpleNamespace(training=training, is_causal=causal)
+    found, _ = attention(module, query, key, value, None, dropout=1e-9, sliding_window=window)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    # what the caller says goes before what the module says
+    other = types.SimpleNamespace(training=training, is_causal=not causal)
+    again, _ = attention(
+        other, query, key, value, None, dropout=1e-9, is_causal=causal, sliding_window=window
+    )
+    assert torch.equal(found, again)

@@ -39,6 +39,7 @@ from core.budget import (
     SHARE,
     Budget,
     Probe,
+    overlap_error,
     probe_cuts,
     probed_budgets,
     single_row_error,
@@ -48,6 +49,7 @@ from core.budget import (
 from core.cache import RowSource
 from core.checkpoint import last_checkpoint, load_checkpoint, read_state, save_checkpoint
 from core.dist import (
+    OverlappedReduction,
     broadcast_parameters,
     close_dist,
     gather_to_main,
@@ -175,7 +177,11 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     broadcast_parameters([*model.parameters(), *model.buffers()])  # COMM
     if args.gradient_checkpointing:
         recompute_activations(model.inner)
-    run_model = torch.compile(model, dynamic=True) if args.compile else model
+    if args.compile == "on" and device.type != "cuda":
+        raise UserError(
+            f"--compile on: not on {device.type}: nothing to gain there (bench/NOTES.md); drop the flag"
+        )
+    run_model = torch.compile(model, dynamic=True) if args.compile == "on" else model
 
     # -- batches: which rows make a step hangs on the seed and the epoch alone; how they are cut, on memory ------
     feeds = {
@@ -232,6 +238,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     groups = parameter_groups(model, learning_rate, args.weight_decay, args.layer_decay, model.num_layers)
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=True)
     num_warmup = warmup_steps(args.warmup, num_steps)
+    overlap = OverlappedReduction(params) if args.overlap and world > 1 else None
 
     # -- memory: what a token costs on this model, loss and precision; from it the budgets of a cut -------------
     if args.resume:  # probed budgets are run state
@@ -310,9 +317,13 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
             try:
                 with autocast():  # around all cuts: each weight is cast once a step
                     for cut in feeds["train"](cuts):  # H2D  pinned, non_blocking, one cut ahead
+                        if overlap and num_done == len(cuts) - 1:
+                            overlap.arm()  # COMM  from here on, during backward
                         step_loss += forward_backward(cut, denom)  # GPU
                         num_done += 1
             except torch.OutOfMemoryError:
+                if overlap:
+                    raise overlap_error() from None
                 failed = cuts[num_done]
                 fault = 1 if len(failed) > 1 else 2 + int(failed[0])  # to be split; or the row that cannot be
             fault = worst_of_ranks(fault)  # COMM  over gloo: no device waits
@@ -330,7 +341,10 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
         loss_sum += step_loss
         with region("optim"):
             densify_gradients(params)
-            reduce_gradients(params)  # COMM  once a step: flat buckets, summed over ranks
+            if overlap:
+                overlap.finish()  # COMM
+            else:
+                reduce_gradients(params)  # COMM  once a step: flat buckets, summed over ranks
             scaler.unscale_(optimizer)
             grad_norm = torch.nn.utils.clip_grad_norm_(params, args.max_grad_norm or math.inf)  # GPU
             is_finite = grad_norm.isfinite()
@@ -353,9 +367,9 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
                 perf = meter.fields() | peak_memory(device)  # COMM
                 return on_main(report_dry_run, forecast, perf, args.batch_size, args.price_per_hour)
             continue
-        table = profiler.after(step)
-        if table:
-            say(table)
+        if profiler.after(step, num_tokens, plan.cost(cuts)):
+            memory = {"mem/predicted_mib": meter.predicted_mib} | peak_memory(device)
+            say(profiler.finish(profiler.speed(model, amp_dtype, memory)))
 
         is_eval = done % eval_steps == 0 or done == num_steps
         if done % args.log_steps == 0 or is_eval:  # before an evaluation too: its wait is not training's

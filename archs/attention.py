@@ -128,7 +128,18 @@ class _BlockAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, query, key, value, blocks: Blocks, scaling, p, causal, softcap, window) -> torch.Tensor:
+    def forward(
+        ctx,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        blocks: Blocks,
+        scaling: float,
+        p: float,
+        causal: bool,
+        softcap: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
         """query, key, value: (1, H, N, D). Returns (1, N, H, D)."""
         _, num_heads, num_tokens, width = query.shape
         gather, back, _ = blocks.by_head(num_heads)

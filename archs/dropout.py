@@ -45,6 +45,10 @@ class Masks:
         self.seed, self.everywhere = seed & 0x7FFFFFFF, everywhere
         self.rows = self.tokens = None
 
+    def are_used(self, device: torch.device, in_blocks: bool) -> bool:
+        """Whether a pass on this device asks for masks of this module; block attention always does."""
+        return device.type == "cpu" or self.everywhere or in_blocks
+
     def begin_cut(self, rows: torch.Tensor, owner: torch.Tensor | None, place: torch.Tensor) -> None:
         """Name the rows of a cut.
 

@@ -1,6 +1,7 @@
 """Token embeddings whose gradient is as large as the batch, not as the vocabulary. V vocabulary, D width."""
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 
@@ -17,7 +18,21 @@ def use_sparse_gradients(model: nn.Module) -> None:
 
 
 def densify_gradients(params: list[torch.Tensor]) -> None:
-    """Make sparse gradients dense, in place: once a step, whatever the number of cuts."""
+    """Make sparse gradients dense, in place: once a step, whatever the number of cuts.
+
+    Each has one dense table that is kept, so that only the rows of the step before are cleared, not all V.
+    """
     for param in params:
-        if param.grad is not None and param.grad.is_sparse:
-            param.grad = param.grad.to_dense()
+        if param.grad is None or not param.grad.is_sparse:
+            continue
+        sparse = param.grad.coalesce()
+        rows = sparse.indices()[0]
+        table, dirty = getattr(param, "_dense_gradient", (None, None))
+        if table is None:
+            table = torch.zeros_like(param)
+        elif dist.is_initialized() and dist.get_world_size() > 1:
+            table.zero_()  # the reduction has put the other ranks' rows into it
+        else:
+            table.index_fill_(0, dirty, 0)
+        param.grad = table.index_copy_(0, rows, sparse.values())
+        param._dense_gradient = table, rows

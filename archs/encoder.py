@@ -5,6 +5,7 @@ Both take a cut, packed or padded, and return (B, C) scores, so the loop sees no
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from archs.attention import NAME as BARELOOP
 from archs.dropout import MASKS
@@ -16,14 +17,14 @@ from core.batches import Cut
 POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "data2vec-text"}
 
 
-def first_position(config) -> int:
+def first_position(config: PreTrainedConfig) -> int:
     """The position of a row's first token."""
     return (config.pad_token_id or 0) + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
 
 
 def model_inputs(model: nn.Module, cut: Cut) -> dict:
     """What a transformers model is called with for a cut; in training its dropout masks are named too."""
-    if model.training:
+    if model.training and MASKS.are_used(cut.ids.device, cut.blocks is not None):
         MASKS.begin_cut(cut.rows, cut.owner, cut.place)
     inputs = {"input_ids": cut.ids}
     if cut.token_types is not None:

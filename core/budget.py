@@ -197,3 +197,10 @@ def single_row_error(row: int, tokens: int, peak_mib: float) -> UserError:
         f"out of memory on a single row: row {row} of --train_data, {tokens} tokens, after a peak of "
         f"{peak_mib:.0f} MiB: lower --max_length, add --gradient_checkpointing, or use --amp bf16"
     )
+
+
+def overlap_error() -> UserError:
+    """Memory ended while gradients were on their way: the step cannot be done again."""
+    return UserError(
+        "out of memory, and with --overlap a step cannot be done again: give a lower --max_tokens, or drop --overlap"
+    )

@@ -120,6 +120,10 @@ def add_batching_flags(parser: Parser) -> None:
         help="rows behind one another without padding; auto: where a probe shows that the model computes the same",
     )  # fmt: skip
     group.add_argument(
+        "--overlap", action="store_true",
+        help="several ranks: send gradients during the last backward pass; gives up the replay when memory ends",
+    )  # fmt: skip
+    group.add_argument(
         "--sampler", choices=("shuffle", "weighted"), default="shuffle",
         help="shuffle: each row once an epoch; weighted: drawn with replacement, every class equally often",
     )  # fmt: skip
@@ -171,7 +175,10 @@ def add_optimisation_flags(parser: Parser) -> None:
     group.add_argument(
         "--gradient_checkpointing", action="store_true", help="recompute activations: less memory, slower"
     )
-    group.add_argument("--compile", action="store_true", help="torch.compile the model (dynamic shapes)")
+    group.add_argument(
+        "--compile", nargs="?", const="on", choices=("auto", "on", "off"), default="auto",
+        help="torch.compile the model, on CUDA; auto: off, until it has been measured where that pays",
+    )  # fmt: skip
 
 
 def add_evaluation_flags(parser: Parser) -> None:

@@ -87,7 +87,8 @@ class Meter:
 
     def fields(self) -> dict[str, float]:
         """The perf/ fields of a record, over all ranks; starts anew. Cost: COMM."""
-        padded, room = sum_over_ranks(torch.tensor([self.padded, self.room], dtype=torch.float64)).tolist()
+        counts = torch.tensor([self.padded, self.room], dtype=torch.float64)  # of the host: no device waits
+        padded, room = map(float, sum_over_ranks(counts))
         steps = max(1, self.steps)
         found = {"perf/tokens_per_s": self.tokens / self.busy_s, "perf/step_ms": 1e3 * self.busy_s / steps}
         found |= {

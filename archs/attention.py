@@ -63,6 +63,8 @@ def attention(
             return block_attention(
                 query, key, value, blocks, scaling, dropout, causal, softcap, sliding_window
             ), None
+        if softcap is not None:
+            raise ValueError("softcap: torch's flash attention has none; build the cut with blocks")
         return flash_attention(
             query, key, value, cu_seqlens, max_seqlen, scaling, dropout, causal, sliding_window
         ), None
@@ -108,10 +110,9 @@ def flash_attention(
     left, right = (-1, -1) if window is None else (window - 1, window - 1)
     right = 0 if causal else right
     if dropout == 0:
-        out = varlen_attn(
-            q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, scale=scaling, window_size=(left, right),
-            enable_gqa=k.shape[1] != q.shape[1],
-        )  # fmt: skip
+        grouped = {"enable_gqa": True} if k.shape[1] != q.shape[1] else {}
+        lengths = cu_seqlens, cu_seqlens, max_seqlen, max_seqlen
+        out = varlen_attn(q, k, v, *lengths, scale=scaling, window_size=(left, right), **grouped)
     else:
         out = torch.ops.aten._flash_attention_forward(
             q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout, causal, False, scale=scaling,
@@ -148,7 +149,7 @@ class _BlockAttention(torch.autograd.Function):
             for x in (query, key, value)
         )  # (P x H, D), a block's as (b, H, T, D)
         out, probs, keeps, tanhs, scale = torch.empty_like(q), [], [], [], kept_scale(p)
-        layer = MASKS.next_layer()
+        layer = MASKS.next_layer() if p > 0 else 0
         biases = blocks.biases(num_heads, q.dtype, causal, window)
         for (first, b, places, members, _), bias in zip(blocks.blocks, biases, strict=True):
             shape = b * num_heads, places, width
@@ -161,7 +162,7 @@ class _BlockAttention(torch.autograd.Function):
                     scores = scores * softcap if bias is None else scores.mul(softcap).add_(bias)
             else:
                 scores = torch.baddbmm(bias, q_b, k_b.transpose(1, 2), alpha=scaling)
-            prob, keep = scores.softmax(dim=-1), None  # (b x H, T, T)
+            prob, keep = scores.softmax(dim=-1, dtype=scores.dtype), None  # (b x H, T, T)
             if p > 0:
                 keep = MASKS.keep(MASKS.heads(num_heads, places, members), places, p, layer).view(prob.shape)
             dropped = prob if keep is None else masked(prob, keep)

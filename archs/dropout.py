@@ -82,6 +82,8 @@ class Masks:
 
     def heads(self, num_heads: int, num_queries: int, rows: torch.Tensor | None = None) -> torch.Tensor:
         """(B, H, T) int32 keys of the attention of each query; of these rows of the cut, or of all."""
+        if self.rows is None:
+            raise ValueError("dropout before MASKS.begin_cut has named the rows: call the model with a Cut")
         keys = self.rows if rows is None else self.rows[rows]
         head = (torch.arange(1, num_heads + 1, device=keys.device) * HEAD).int()
         query = (torch.arange(num_queries, device=keys.device) * PLACE).int()
@@ -181,7 +183,9 @@ def same_masks_again() -> tuple:
     @contextmanager
     def again() -> Iterator[None]:
         now, MASKS.layer = MASKS.layer, began
-        yield
-        MASKS.layer = now
+        try:
+            yield
+        finally:  # torch stops a recomputation as soon as it has what it needs
+            MASKS.layer = now
 
     return first(), again()

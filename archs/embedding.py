@@ -1,5 +1,7 @@
 """Token embeddings whose gradient is as large as the batch, not as the vocabulary. V vocabulary, D width."""
 
+import math
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -30,8 +32,8 @@ def densify_gradients(params: list[torch.Tensor]) -> None:
         table, dirty = getattr(param, "_dense_gradient", (None, None))
         if table is None:
             table = torch.zeros_like(param)
-        elif dist.is_initialized() and dist.get_world_size() > 1:
-            table.zero_()  # the reduction has put the other ranks' rows into it
+        elif (dist.is_initialized() and dist.get_world_size() > 1) or not math.isfinite(table[0, 0]):
+            table.zero_()  # the reduction has put the other ranks' rows into it, or clipping by NaN has spread
         else:
             table.index_fill_(0, dirty, 0)
         param.grad = table.index_copy_(0, rows, sparse.values())

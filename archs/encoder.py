@@ -80,7 +80,10 @@ class OwnHead(nn.Module):
     def forward(self, cut: Cut) -> torch.Tensor:
         """(B, C) scores of a cut of B rows."""
         self._starts = None if cut.cu_seqlens is None else cut.cu_seqlens[:-1]
-        return self.model(**model_inputs(self.model, cut)).logits
+        try:
+            return self.model(**model_inputs(self.model, cut)).logits
+        finally:
+            self._starts = None
 
 
 class PooledHead(nn.Module):

@@ -254,6 +254,9 @@ def pack_sorted(rows: np.ndarray, lengths: np.ndarray, max_tokens: int, world: i
     """Packed cuts of many rows, filled one after another with rows of like length, and dealt to ranks."""
     order = rows[np.lexsort((rows, -lengths[rows].astype(np.int64)))]
     ends = np.cumsum(lengths[order], dtype=np.int64)
+    max_tokens = min(
+        max_tokens, max(int(lengths[order[0]]), -(-int(ends[-1]) // world))
+    )  # something for every rank
     cuts, first = [], 0
     while first < len(order):
         done = ends[first - 1] if first else 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import train
+from core import budget
 from tests.conftest import toy_rows, write_jsonl
 from tests.helpers import ROOT, logs, replaced, same, torchrun, weights
 
@@ -37,12 +38,15 @@ RESUMED = {
 
 
 @pytest.mark.gpu
-def test_resume_is_bitwise_exact_on_cuda(toy_flags, tmp_path):
-    test_resume_is_bitwise_exact([*toy_flags, "--deterministic", "--amp", "bf16"], tmp_path, "mean")
+def test_resume_is_bitwise_exact_on_cuda(toy_flags, tmp_path, monkeypatch):
+    flags = [*toy_flags, "--deterministic", "--amp", "bf16"]
+    test_resume_is_bitwise_exact(flags, tmp_path, monkeypatch, "mean")
 
 
 @pytest.mark.parametrize("kind", RESUMED)
-def test_resume_is_bitwise_exact(toy_flags, tmp_path, kind):
+def test_resume_is_bitwise_exact(toy_flags, tmp_path, monkeypatch, kind):
+    # two starts can choose otherwise where --max_tokens is auto: on CPU the fastest is measured
+    monkeypatch.setattr(budget, "choose_budget", lambda *args: 100)
     flags = [*toy_flags, "--eval_steps", "3", "--save_steps", "2", *RESUMED[kind]]
     straight = train.main(replaced(flags, output_dir=tmp_path / "straight"))["run"]
     stopped = str(tmp_path / "stopped")
@@ -56,6 +60,7 @@ def test_resume_is_bitwise_exact(toy_flags, tmp_path, kind):
 
     with pytest.raises(Stopped):
         train.main(replaced(flags, output_dir=stopped), stop_at(3))  # saved at 2, so step 3 is done again
+    monkeypatch.setattr(budget, "choose_budget", lambda *args: 30)  # what was chosen is never chosen again
     with pytest.raises(Stopped):
         train.main(["--resume", stopped], stop_at(9))
     assert train.main(["--resume", stopped])["run"] == stopped
@@ -73,7 +78,7 @@ def test_another_seed_is_caught_by_the_resume_check(toy_flags, tmp_path):
 
 @pytest.mark.dist
 def test_a_killed_run_ends_as_if_it_had_not_been(toy_flags, tmp_path):
-    flags = [*toy_flags, "--save_steps", "1", "--epochs", "20", "--eval_steps", "7"]
+    flags = [*toy_flags, "--save_steps", "1", "--epochs", "20", "--eval_steps", "7", "--max_tokens", "100"]
     straight = train.main(replaced(flags, output_dir=tmp_path / "straight"))["run"]
     killed = tmp_path / "killed"
     for _ in range(3):

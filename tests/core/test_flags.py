@@ -44,6 +44,7 @@ EXPECTED = {  # every numeric flag: what its message asks for
     "seed": "a whole number at least 0",
     "log_steps": "a whole number at least 1",
     "save_steps": "a whole number at least 0",
+    "price_per_hour": "a number at least 0",
 }
 END = " (--help lists the flags)"
 
@@ -120,7 +121,7 @@ def test_presets(tmp_path):
         f"@{inner}\n"
     )
     args = parsed("--epochs", "9", f"@{preset}", "--learning_rate", "1e-4")  # what comes last holds
-    assert (args.epochs, args.learning_rate, args.amp, args.compile) == (2.0, 1e-4, "off", True)
+    assert (args.epochs, args.learning_rate, args.amp, args.compile) == (2.0, 1e-4, "off", "on")
     assert (args.text_field, args.output_dir) == ("a column,b", "runs/it's here")
 
 
@@ -161,7 +162,7 @@ def run(tmp_path) -> str:
 def test_resume_takes_the_runs_own_arguments(run):
     args = parsed("--resume", run)
     assert (args.epochs, args.batch_size, args.text_field, args.log_steps) == (2.0, 8, "gr\xf6\xdfe", 7)
-    assert args.compile
+    assert args.compile == "on"
     assert args.learning_rate == "auto"
     assert (args.resume, args.output_dir) == (run, run)
     assert parsed("--resume", "--output_dir", run) == args

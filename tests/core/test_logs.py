@@ -83,11 +83,11 @@ def test_the_meter_by_hand(monkeypatch):
 
     feed = Feed()
     meter = Meter(feed)
-    for busy, tokens, padded, wait in ((2.0, 300, 400, 0.25), (1.0, 100, 100, 0.75)):
+    for busy, wait, *counts in ((2.0, 0.25, 300, 400, 500, 3.5), (1.0, 0.75, 100, 100, 125, 2.0)):
         meter.start()
         now += busy
         feed.wait_s += wait
-        meter.stop(tokens, padded)
+        meter.stop(*counts)  # tokens, padded, room, predicted MiB
         now += 50.0  # evaluation, saving
     meter.start()
     now += 1.0  # the wait for the loss: time without a step
@@ -98,15 +98,18 @@ def test_the_meter_by_hand(monkeypatch):
         "perf/step_ms": 2000.0,
         "perf/data_ms": 500.0,
         "perf/pad_frac": pytest.approx(0.2),
+        "perf/fill_frac": pytest.approx(0.8),
+        "mem/predicted_mib": 3.5,  # the dearest cut's
     }
     meter.start()
     now += 0.5
-    meter.stop(10, 10)
+    meter.stop(10, 10, 20)
     assert meter.fields() == {  # anew
         "perf/tokens_per_s": 20.0,
         "perf/step_ms": 500.0,
         "perf/data_ms": 0.0,
         "perf/pad_frac": 0.0,
+        "perf/fill_frac": 0.5,
     }
 
 

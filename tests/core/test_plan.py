@@ -128,10 +128,17 @@ def test_the_same_inputs_give_the_same_cuts(lengths, world):
     assert flat == [[cut.tolist() for cut in hand] for hand in shuffled]  # the rows' order does not matter
 
 
-@pytest.mark.parametrize("call", [lambda n: make_plan(n, 2, 8, 0), lambda n: eval_cuts(n, 8, 0, 1)])
-def test_a_row_over_the_budget_is_named(call):
+def test_a_row_over_the_budget_is_named():
+    lengths = np.array([3, 8, 9, 1], np.int32)
     with pytest.raises(UserError, match=r"row 2 has 9 tokens, more than --max_tokens 8.*--max_length"):
-        call(np.array([3, 8, 9, 1], np.int32))
+        make_plan(lengths, 2, 8, 0)
+    make_plan(lengths, 2, "auto", 0)  # nothing to check yet
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_row_over_a_lowered_budget_is_scored_alone(packed):
+    cuts = eval_cuts(np.array([3, 8, 12, 1, 9], np.int32), 8, 0, 1, packed=packed)
+    assert [cut.tolist() for cut in cuts] == [[2], [4], [1], [0, 3]]
 
 
 # -- the cuts ---------------------------------------------------------------------------------------------------

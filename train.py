@@ -20,46 +20,24 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+# fmt: off
 from archs.dropout import MASKS
 from archs.embedding import densify_gradients, use_sparse_gradients
 from archs.loading import (
-    build_encoder,
-    check_exact_dropout,
-    choose_packing,
-    freeze_unused,
-    load_config,
-    load_tokenizer,
-    longest_input,
-    recompute_activations,
-    resolve_name,
+    build_encoder, check_exact_dropout, choose_packing, freeze_unused, load_config, load_tokenizer,
+    longest_input, recompute_activations, resolve_name,
 )
 from archs.saving import load_weights, save_model
 from core.batches import Cut, Feed
 from core.budget import (
-    SHARE,
-    Budget,
-    Probe,
-    overlap_error,
-    probe_cuts,
-    probed_budgets,
-    single_row_error,
-    squares,
+    SHARE, Budget, Probe, overlap_error, probe_cuts, probed_budgets, single_row_error, squares,
     stored_budgets,
 )
 from core.cache import RowSource
 from core.checkpoint import last_checkpoint, load_checkpoint, read_state, save_checkpoint
 from core.dist import (
-    OverlappedReduction,
-    broadcast_parameters,
-    close_dist,
-    gather_to_main,
-    init_dist,
-    on_main,
-    reduce_gradients,
-    seed_everything,
-    step_seed,
-    sum_over_ranks,
-    worst_of_ranks,
+    OverlappedReduction, broadcast_parameters, close_dist, gather_to_main, init_dist, on_main,
+    reduce_gradients, seed_everything, step_seed, sum_over_ranks, worst_of_ranks,
 )
 from core.errors import UserError, disk_errors, run_main
 from core.evaluate import headline, measure, score_rows
@@ -67,13 +45,7 @@ from core.flags import Parser, add_shared_flags, number, parse
 from core.forecast import Forecast, in_words, report_dry_run, synchronize
 from core.logs import Meter, RunLog
 from core.memory import (
-    choose_amp,
-    keep_freed_memory,
-    memory_limit,
-    peak_bytes,
-    peak_memory,
-    release_cached,
-    reset_peak,
+    choose_amp, keep_freed_memory, memory_limit, peak_bytes, peak_memory, release_cached, reset_peak,
 )
 from core.plan import class_balance_weights, make_plan
 from core.profile import StepProfiler, region
@@ -85,7 +57,6 @@ from core.tokens import Encoder
 from losses.classification import choose_loss, class_weights, loss_denominator, make_loss
 
 
-# fmt: off
 def parse_args(argv=None):
     parser = Parser(__doc__)
     add_shared_flags(parser)
@@ -228,7 +199,8 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
             peak = peak_bytes(device)  # SYNC
         return Probe(plan.cost([index]), squares(plan, [index]), peak, time.perf_counter() - began)
 
-    probe(plan.rows(0)[:1])
+    with autocast():
+        forward_backward(feeds["train"].cut(plan.rows(0)[:1]), 1.0)  # GPU
     notes += freeze_unused(model)  # a weight without a gradient must not decay
     params = [param for param in model.parameters() if param.requires_grad]
     num_params, num_trained = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in params)
@@ -299,19 +271,20 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     bar = tqdm(total=num_steps, initial=start, unit=" step", disable=None if rank == 0 else True)
     meter = Meter(feeds["train"], trained_s)
     counts = {name: rows.num_tokens for name, rows in data.items()}
-    forecast = Forecast(
-        start, num_steps, counts, eval_steps, plan.steps_per_epoch, time.perf_counter() - started
-    )
+    setup_s = time.perf_counter() - started
+    forecast = Forecast(start, num_steps, counts, eval_steps, plan.steps_per_epoch, setup_s, trained_s)
     for step in range(start, start if stop else num_steps):  # stop: patience had ended when it was killed
         meter.start()
         profiler.before(step)
-        torch.manual_seed(step_seed(args.seed, step, rank))  # resume needs no generator state
-        MASKS.begin_step(step_seed(args.seed, step, 0), args.exact_dropout)  # a row's dropout, on any rank
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * lr_scale(step, num_steps, num_warmup, args.schedule)
         rows = plan.rows(step)  # the logical batch, over all ranks
         denom = loss_denominator(train.labels[rows], weights)  # over all ranks; a Python number
         while True:  # once, unless memory ends
+            torch.manual_seed(step_seed(args.seed, step, rank))  # resume needs no generator state
+            MASKS.begin_step(
+                step_seed(args.seed, step, 0), args.exact_dropout
+            )  # a row's dropout, on any rank
             cuts = plan.cuts(rows, budget.at(step), rank, world)  # this rank's micro-batches
             step_loss, fault, num_done = torch.zeros((), device=device), 0, 0
             try:
@@ -326,7 +299,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
                     raise overlap_error() from None
                 failed = cuts[num_done]
                 fault = 1 if len(failed) > 1 else 2 + int(failed[0])  # to be split; or the row that cannot be
-            fault = worst_of_ranks(fault)  # COMM  over gloo: no device waits
+            fault = 0 if overlap else worst_of_ranks(fault)  # COMM  over gloo: no device waits
             if not fault:
                 break
             if fault > 1:

@@ -80,18 +80,26 @@ def probe_cuts(plan: Plan, device_type: str, world: int) -> list[np.ndarray]:
     by_length, mixed = np.argsort(-lengths, kind="stable"), plan.rows(0)
     sizes = CPU_SIZES if device_type != "cuda" else (CUDA_SIZE, 2 * CUDA_SIZE)
     sizes = sorted({min(size, most) for size in sizes})
-    cuts = [_first(by_length, lengths, sizes[0])]
+    cuts = [_first(by_length, plan, sizes[0])]
     if device_type == "cuda":
-        cuts.insert(0, _first(by_length[::-1], lengths, sizes[0]))
-    cuts += [_first(mixed, lengths, size) for size in sizes]
+        cuts.insert(0, _first(by_length[::-1], plan, sizes[0]))
+    cuts += [_first(mixed, plan, size) for size in sizes]
     return cuts * 2 if device_type == "cpu" else cuts  # the second time the memory is there already
 
 
-def _first(rows: np.ndarray, lengths: np.ndarray, tokens: int) -> np.ndarray:
-    """The first rows that hold this many tokens, longest first."""
-    count = int(np.searchsorted(np.cumsum(lengths[rows]), tokens)) + 1
+def _first(rows: np.ndarray, plan: Plan, tokens: int) -> np.ndarray:
+    """The first rows that cost this many tokens, longest first."""
+    lengths = plan.lengths[rows].astype(np.int64)
+    costs = np.cumsum(lengths)
+    if not plan.packed:
+        costs = np.maximum.accumulate(lengths) * np.arange(1, len(lengths) + 1)
+    count = int(np.searchsorted(costs, tokens)) + 1
+    if (
+        1 < count <= len(costs) and costs[count - 1] >= tokens + lengths.max()
+    ):  # a long row pads all before it
+        count -= 1
     rows = rows[:count]
-    return rows[np.argsort(-lengths[rows], kind="stable")]
+    return rows[np.argsort(-plan.lengths[rows].astype(np.int64), kind="stable")]
 
 
 def largest_share(plan: Plan, world: int) -> int:

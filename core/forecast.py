@@ -26,8 +26,10 @@ class Forecast:
         eval_steps: int,
         steps_per_epoch: int,
         setup_s: float,
+        trained_s: float = 0.0,
     ):
-        """start: steps done before this start | num_tokens: of each split | setup_s: seconds from start to loop."""
+        """start: steps done before this start, in trained_s seconds | num_tokens: of each split | setup_s: seconds from
+        start to loop."""
         self.first, self.last = start + FIRST, start + LAST
         if self.last > num_steps:  # a short run is timed as far as it goes
             self.first, self.last = start, max(start + 1, (start + num_steps) // 2)
@@ -36,7 +38,7 @@ class Forecast:
         evals = math.ceil(num_steps / eval_steps) - start // eval_steps
         self.eval_tokens = num_tokens["validation"] * evals
         self.eval_tokens += sum(count for name, count in num_tokens.items() if name != "train")
-        self.since_s, self.tokens = 0.0, 0
+        self.since_s, self.tokens = trained_s, 0
         self.train_s = self.eval_s = math.nan  # predicted
 
     @property

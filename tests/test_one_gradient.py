@@ -256,7 +256,6 @@ def jobs_of(flags_of) -> dict[str, tuple[list[str], str]]:
     jobs["no dropout"] = [*flags_of("one"), *NO_DROPOUT, *GRID[2]], "float32"
     jobs["no row"] = [*flags_of("one"), "--batch_size", "1", *GRID[2]], "float64"
     jobs["overlap"] = [*flags_of("one"), *GRID[1], "--overlap"], "float64"
-    jobs["overlap, no row"] = [*flags_of("one"), "--batch_size", "1", *GRID[2], "--overlap"], "float32"
     return jobs
 
 
@@ -277,6 +276,13 @@ def test_the_gradient_of_two_ranks_is_that_of_one(flags_of, tmp_path):
 @pytest.mark.slow
 def test_the_gradient_of_four_ranks_is_that_of_one(flags_of, tmp_path):
     check_ranks(4, jobs_of(flags_of), tmp_path)
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_overlap_with_a_rank_that_has_no_row(flags_of, tmp_path):
+    flags = [*flags_of("one"), "--batch_size", "1", *GRID[2], "--overlap"]
+    check_ranks(2, {"no row": (flags, "float64")}, tmp_path)
 
 
 def test_masks_are_the_process_s_own(flags_of):

@@ -8,6 +8,7 @@ import pytest
 import train
 from core.forecast import FIRST, LAST, Forecast, in_words, minutes, report_dry_run
 from tests.helpers import replaced
+from tests.test_out_of_memory import train_with
 
 COUNTS = {
     "train": 8000,
@@ -71,10 +72,9 @@ def test_a_short_run_is_timed_as_far_as_it_goes(num_steps, made):
     assert str(forecast) == in_words(forecast.train_s, forecast.total_s)
 
 
-@pytest.mark.xfail(strict=True, reason="the seconds of earlier starts are counted")
 @pytest.mark.parametrize("num_steps", [8, 9, 15])
 def test_a_short_rest_of_a_resumed_run_is_forecast_from_this_start_alone(num_steps):
-    forecast = forecast_of(num_steps, start=7)
+    forecast = Forecast(7, num_steps, COUNTS, 10, 20, 5.0, trained_s=1000.0)
     run(forecast, num_steps, start=7, before_s=1000.0)
     assert forecast.train_s == pytest.approx(A_TOKEN * 400 * (num_steps - 7))
 
@@ -190,6 +190,13 @@ def test_a_dry_run_without_output_dir_makes_no_runs_folder(toy_flags, tmp_path, 
     monkeypatch.chdir(tmp_path)
     train.main([*toy_flags[:place], *toy_flags[place + 2 :], "--dry_run"])
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_does_a_step_again_and_writes_nothing(toy_flags, tmp_path):
+    flags = [*toy_flags, "--dry_run", "--max_tokens", "60"]
+    found = train_with(flags, tmp_path / "run", at={(0, 1): ("backward", 1)})
+    assert (found.raised, found.budgets[0]) == (1, [60, 28])
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_dry_run_tells_the_price(toy_flags, capsys):

@@ -13,7 +13,7 @@ from core.errors import UserError
 from core.plan import Plan
 
 SHARE = 0.9  # of the free memory that a cut may take
-TIE = 0.95  # on CPU a larger budget must be faster by this factor to be taken: its timing is noisy
+TIE = 0.95  # on CPU a smaller budget must be faster by this factor to be taken: timing is noisy, fewer cuts are not
 CPU_SIZES, CUDA_SIZE = (1024, 2048, 4096), 4096  # tokens of the probes
 
 
@@ -132,16 +132,20 @@ def choose_budget(
             fits = min(fits, probe.tokens // 2)
     if device_type == "cuda":
         return max(longest, coarse(min(fits, most + longest)))
-    chosen = None  # the largest is not the fastest where activations leave the cache
-    quickest: dict[int, Probe] = {}
-    for probe in sorted(probes, key=lambda p: -p.seconds):
-        quickest[probe.tokens] = probe
-    for probe in sorted(
-        (p for p in quickest.values() if p.tokens <= max(fits, longest)), key=lambda p: p.tokens
-    ):
-        if chosen is None or probe.tokens / probe.seconds * TIE > chosen.tokens / chosen.seconds:
-            chosen = probe
-    return max(longest, coarse(chosen.tokens if chosen else fits))
+    rate: dict[int, float] = {}  # tokens a second at each size; of two timings the better
+    for probe in probes:
+        size = cpu_size(probe.tokens)
+        if probe.tokens <= max(fits, longest):
+            rate[size] = max(rate.get(size, 0.0), probe.tokens / probe.seconds)
+    if not rate:
+        return max(longest, coarse(fits))
+    best = max(size for size, found in rate.items() if found >= TIE * max(rate.values()))
+    return max(longest, min(best, coarse(fits)))
+
+
+def cpu_size(tokens: int) -> int:
+    """The budget that a probe of about so many tokens stands for: a cut ends with a whole row, or with the batch."""
+    return next((size for size in CPU_SIZES if tokens <= 1.25 * size), CPU_SIZES[-1])
 
 
 class Budget:

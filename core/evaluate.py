@@ -68,11 +68,14 @@ def score_rows(
         try:
             scores = score_cuts(forward, feed(cuts), amp_dtype, feed.device)
         except torch.OutOfMemoryError:
-            if max(map(len, cuts)) == 1:
-                raise
-            fault = 1
-        if not worst_of_ranks(fault):  # COMM
+            fault = 1 if max(map(len, cuts)) > 1 else 2
+        fault = worst_of_ranks(fault)  # COMM
+        if not fault:
             break
+        if fault == 2:
+            raise UserError(
+                f"out of memory on a single row of {feed.rows.meta['path']} while it is scored: lower --max_length"
+            )
         budget.lower(0)
     model.train()
     parts = gather_to_main((np.concatenate(cuts), scores.numpy()) if cuts else None)  # COMM

@@ -149,12 +149,13 @@ def test_on_cpu_the_fastest_that_fits():
     assert cpu_choice({1100: 1.0}) == 1024  # coarse
 
 
-def test_on_cpu_ties_go_to_the_smaller_and_the_quicker_of_two_probes_counts():
-    assert cpu_choice({1024: 1.0, 2048: 2.0, 4096: 4.0}) == 1024
-    assert cpu_choice({1024: 1.0, 2048: 1.92}) == 1024  # 4 % faster
-    assert cpu_choice({1024: 1.0, 2048: 1.88}) == 2048  # 6 %
+def test_on_cpu_ties_go_to_the_larger_and_the_quicker_of_two_probes_counts():
+    assert cpu_choice({1024: 1.0, 2048: 2.0, 4096: 4.0}) == 4096
+    assert cpu_choice({1024: 1.0, 2048: 2.08}) == 2048  # 4 % slower
+    assert cpu_choice({1024: 1.0, 2048: 2.14}) == 1024  # 7 %
     assert cpu_choice({1024: (9.0, 1.0), 2048: (1.5, 8.0)}) == 2048
     assert cpu_choice({1024: (0.5, 1.0), 2048: (8.0, 1.5)}) == 1024
+    assert cpu_choice({895: 1.0}) == 1024  # a batch of 895 tokens: it is to stay one cut
 
 
 def test_on_cpu_a_probe_that_ran_out_is_not_the_fastest():

@@ -102,7 +102,8 @@ def main(argv=None, on_eval=None) -> dict:
     except torch.OutOfMemoryError as error:  # outside of a micro-batch: weights, gradients, optimiser state
         raise UserError(
             f"out of memory on {device} after a peak of {peak_memory(device)['mem/peak_mib']:.0f} MiB: the model does "
-            f"not fit; take a smaller one, or a GPU to itself ({str(error)[:200]})"
+            f"not fit; take a smaller one, or a GPU to itself ({str(error)[:200]})",
+            is_own=True,
         ) from None
 
 
@@ -307,7 +308,8 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
                 raise single_row_error(fault - 2, train.lengths[fault - 2], peak_mib)
             optimizer.zero_grad(set_to_none=True)  # the same step again, in smaller cuts
             release_cached(device)
-            changes = {"budget_changes": budget.lower(step)}
+            dearest = worst_of_ranks(max((plan.cost([cut]) for cut in cuts), default=0))  # COMM
+            changes = {"budget_changes": budget.lower(step, dearest)}
             if not args.dry_run:
                 on_main(lambda found=changes: record.write(**found))  # on disk before the update
             say(f"step {step}: out of memory, done again with cuts of at most {budget.at(step)} tokens")

@@ -8,6 +8,11 @@ from core.batches import Cut
 POOLINGS = ("cls", "mean", "mean_max", "attention", "last")
 
 
+def widened(x: torch.Tensor) -> torch.Tensor:
+    """x in float32; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def rows_of(x: torch.Tensor, cut: Cut, kind: str) -> torch.Tensor:
     """The mean, sum or max of each row's tokens: (N, D) to (B, D). Sums are in float32 (or float64)."""
     lengths = cut.cu_seqlens.diff().long()
@@ -15,8 +20,7 @@ def rows_of(x: torch.Tensor, cut: Cut, kind: str) -> torch.Tensor:
         return torch.segment_reduce(
             x, "max", lengths=lengths, unsafe=True
         )  # unsafe: lengths are not read back
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return torch.segment_reduce(wide, kind, lengths=lengths, unsafe=True).to(x.dtype)
+    return torch.segment_reduce(widened(x), kind, lengths=lengths, unsafe=True).to(x.dtype)
 
 
 class Pooling(nn.Module):
@@ -41,7 +45,7 @@ class Pooling(nn.Module):
         if self.kind == "last":
             return states.index_select(0, cut.cu_seqlens[1:] - 1)
         if self.kind == "attention":
-            scores = self.query(states).float()  # (N, 1)
+            scores = widened(self.query(states))  # (N, 1)
             most = rows_of(scores.detach(), cut, "max")
             shares = (scores - most.index_select(0, cut.owner)).exp()
             shares = shares / rows_of(shares, cut, "sum").index_select(0, cut.owner)
@@ -59,7 +63,7 @@ class Pooling(nn.Module):
             last = mask.sum(dim=1) - 1
             return states.gather(1, last[:, None, None].expand(-1, 1, states.shape[2])).squeeze(1)
         if self.kind == "attention":
-            scores = self.query(states).squeeze(-1).float().masked_fill(~mask, float("-inf"))
+            scores = widened(self.query(states)).squeeze(-1).masked_fill(~mask, float("-inf"))
             return (scores.softmax(dim=1).to(states.dtype)[..., None] * states).sum(dim=1)
         keep = mask[..., None]
         sums = (states * keep).sum(dim=1, dtype=torch.promote_types(states.dtype, torch.float32))

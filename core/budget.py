@@ -159,10 +159,10 @@ class Budget:
         """The budget of a step."""
         return min([self.tokens, *(change["new"] for change in self.changes if change["step"] <= step)])
 
-    def lower(self, step: int) -> list[dict]:
-        """Half the budget from this step on; returns all changes, to be written before the step's update."""
+    def lower(self, step: int, cost: int) -> list[dict]:
+        """Half of what the dearest cut cost from this step on; returns all changes, to be written before the update."""
         old = self.at(step)
-        self.changes.append({"step": step, "old": old, "new": coarse(max(1, old // 2))})
+        self.changes.append({"step": step, "old": old, "new": coarse(max(1, min(old, cost) // 2))})
         return self.changes
 
     def predicted_mib(self, plan: Plan, cuts: list[np.ndarray]) -> float:
@@ -197,10 +197,15 @@ def probed_budgets(
 
 
 def stored_budgets(record: dict) -> tuple[Budget, Budget]:
-    """The budgets in a run's record: never probed again."""
-    memory, tokens = record["memory_model"], record["max_tokens"]
-    memory = memory and MemoryModel(*memory)
-    return Budget(tokens["train"], memory, record["budget_changes"]), Budget(tokens["eval"], memory)
+    """The budgets in a run's record: never probed again. Raises UserError when the record has none."""
+    try:
+        memory, tokens = record["memory_model"], record["max_tokens"]
+        memory = memory and MemoryModel(*memory)
+        return Budget(tokens["train"], memory, record["budget_changes"]), Budget(tokens["eval"], memory)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"--resume: run.json holds no budgets ({error!r}): it is of another version"
+        ) from None
 
 
 def single_row_error(row: int, tokens: int, peak_mib: float) -> UserError:
@@ -214,5 +219,6 @@ def single_row_error(row: int, tokens: int, peak_mib: float) -> UserError:
 def overlap_error() -> UserError:
     """Memory ended while gradients were on their way: the step cannot be done again."""
     return UserError(
-        "out of memory, and with --overlap a step cannot be done again: give a lower --max_tokens, or drop --overlap"
+        "out of memory, and with --overlap a step cannot be done again: give a lower --max_tokens, or drop --overlap",
+        is_own=True,
     )

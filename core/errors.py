@@ -11,7 +11,14 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class UserError(Exception):
-    """Input that the user can mend. The message says what, where, what was expected, and which flag."""
+    """Input that the user can mend. The message says what, where, what was expected, and which flag.
+
+    is_own: this rank alone raises it, so that it is this rank's to say.
+    """
+
+    def __init__(self, message: str, is_own: bool = False):
+        super().__init__(message)
+        self.is_own = is_own
 
 
 def disk_error(error: OSError, path: str | Path, flag: str) -> UserError:
@@ -35,7 +42,7 @@ def run_main(main: Callable[[], object]) -> None:
     try:
         main()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # every rank raises it; one says it
+        if error.is_own or os.environ.get("RANK", "0") == "0":  # else every rank raises it, and one says it
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

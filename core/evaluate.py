@@ -76,7 +76,7 @@ def score_rows(
             raise UserError(
                 f"out of memory on a single row of {feed.rows.meta['path']} while it is scored: lower --max_length"
             )
-        budget.lower(0)
+        budget.lower(0, worst_of_ranks(cut_cost(cuts, feed)))  # COMM
     model.train()
     parts = gather_to_main((np.concatenate(cuts), scores.numpy()) if cuts else None)  # COMM
     if parts is None:
@@ -86,6 +86,12 @@ def score_rows(
         if part is not None:
             logits[part[0]] = part[1]
     return logits
+
+
+def cut_cost(cuts: list[np.ndarray], feed: Feed) -> int:
+    """Tokens of the dearest cut, padding included where there is any."""
+    lengths = [feed.rows.lengths[cut] for cut in cuts]
+    return max((int(n.sum()) if feed.packed else len(n) * int(n[0]) for n in lengths), default=0)
 
 
 def measure(

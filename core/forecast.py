@@ -79,7 +79,7 @@ def in_words(train_s: float, total_s: float) -> str:
 
 def minutes(seconds: float) -> str:
     """Seconds as people read them."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     hours, rest = divmod(round(seconds), 3600)
     return (f"{hours} h " if hours else "") + f"{rest // 60} min {rest % 60:02d} s"

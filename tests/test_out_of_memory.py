@@ -158,7 +158,10 @@ def test_a_step_done_again_changes_nothing(flags, tmp_path, how):
         assert found.raised == len(at), name
         assert max(map(distance, whole.gradients, found.gradients)) <= BOUND, name
         assert apart(tmp_path / "whole", tmp_path / name) <= BOUND, name
-        changes = [{"step": at[0], "old": old, "new": new} for at, old, new in zip(at, (60, 28), (28, 14))]
+        changes = found.on_disk[-1]
+        assert [change["step"] for change in changes] == [place[0] for place in at], name
+        assert [c["old"] for c in changes] == [60, *(c["new"] for c in changes)][: len(at)], name
+        assert all(c["old"] / 4 <= c["new"] <= c["old"] / 2 for c in changes), name
         assert found.on_disk == [[c for c in changes if c["step"] <= step] for step in range(5)], name
         for step in range(5):  # of each attempt; later it stays lowered
             before = [60, *(c["new"] for c in changes if c["step"] < step)][-1]
@@ -185,7 +188,9 @@ def test_a_run_killed_after_a_fault_ends_as_if_it_had_not_been(flags, tmp_path, 
         train_with(flags, run, harm, at=TWICE, kill_at=kill_at)
     forgotten = shutil.copytree(run, tmp_path / "forgotten")
     again = train_with(["--resume", str(run)], run, harm)
-    assert (again.raised, again.budgets) == (0, {step: [14] for step in range(2 if kill_at < 4 else 4, 5)})
+    left = range(2 if kill_at < 4 else 4, 5)
+    assert (again.raised, again.budgets) == (0, {step: [whole.budgets[step][-1]] for step in left})
+    assert whole.budgets[2][-1] < whole.budgets[2][0] / 3  # lowered twice
     assert all(torch.equal(a, b) for a, b in zip(whole.gradients[::-1], again.gradients[::-1]))
     assert same(weights(straight), weights(run))
     assert logs(straight) == logs(run)
@@ -282,7 +287,9 @@ def test_a_fault_on_one_of_two_ranks_is_done_again_on_both(flags, tmp_path):
     assert apart(tmp_path / "alone", tmp_path / "whole") <= BOUND
     for name in ("on rank 0", "on rank 1", "on rank 1, padded", "twice on rank 1"):
         whole, (_, ranks, faults) = "whole, padded" if "padded" in name else "whole", SCENARIOS[name]
-        lowered = [48, 24][: len(faults["at"])]
+        lowered = [change["new"] for change in both[0][name]["on_disk"][-1]]
+        assert len(lowered) == len(faults["at"])
+        assert all(new <= old / 2 for old, new in zip([100, *lowered], lowered))
         for rank, found in enumerate(of_all[name] for of_all in both):
             assert found.get("raised", 0) == len(lowered) * (rank in ranks), name
             assert [found["budgets"][step] for step in (1, 2, 4)] == [[100], [100, *lowered], lowered[-1:]], (

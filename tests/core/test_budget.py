@@ -225,10 +225,10 @@ def test_probe_cuts_of_long_and_of_short_rows_differ_in_squares():
 
 def test_a_change_holds_from_its_step_on():
     budget = Budget(4096)
-    assert budget.lower(7) == [{"step": 7, "old": 4096, "new": 2048}]
+    assert budget.lower(7, 10**6) == [{"step": 7, "old": 4096, "new": 2048}]
     assert [budget.at(step) for step in (0, 6, 7, 8, 1000)] == [4096, 4096, 2048, 2048, 2048]
-    budget.lower(7)
-    budget.lower(9)
+    budget.lower(7, 10**6)
+    budget.lower(9, 10**6)
     assert budget.changes[1:] == [{"step": 7, "old": 2048, "new": 1024}, {"step": 9, "old": 1024, "new": 512}]
     assert [budget.at(step) for step in (6, 7, 8, 9)] == [4096, 1024, 1024, 512]
     assert budget.tokens == 4096
@@ -236,8 +236,12 @@ def test_a_change_holds_from_its_step_on():
 
 def test_lower_ends_at_one_token():
     budget = Budget(1000)
-    assert [budget.lower(step)[-1]["new"] for step in range(9)] == [448, 224, 112, 56, 28, 14, 7, 3, 1]
-    assert Budget(1).lower(0) == [{"step": 0, "old": 1, "new": 1}]
+    assert [budget.lower(step, 10**6)[-1]["new"] for step in range(9)] == [448, 224, 112, 56, 28, 14, 7, 3, 1]
+    assert Budget(1).lower(0, 10**6) == [{"step": 0, "old": 1, "new": 1}]
+
+
+def test_lower_splits_the_dearest_cut_however_large_the_budget():
+    assert Budget(4096).lower(0, 150) == [{"step": 0, "old": 4096, "new": 64}]
 
 
 def test_predicted_mib_is_that_of_the_dearest_cut():
@@ -266,14 +270,14 @@ def test_probed_budgets_by_hand(monkeypatch):
 
 def test_stored_budgets_are_what_was_written():
     budget, scoring = Budget(4096, MemoryModel(1e9, 2e5, 30.5)), Budget(8192)
-    budget.lower(3)
+    budget.lower(3, 10**6)
     record = {"max_tokens": {"train": budget.tokens, "eval": scoring.tokens}}
     record |= {"memory_model": budget.memory, "budget_changes": budget.changes}
     found, scored = budget_of.stored_budgets(json.loads(json.dumps(record)))
     assert (found.tokens, found.memory, found.changes) == (4096, budget.memory, budget.changes)
     assert isinstance(found.memory, MemoryModel)
     assert scored.at(10) == 8192
-    found.lower(5)
+    found.lower(5, 10**6)
     assert [found.at(step) for step in (2, 3, 5)] == [4096, 2048, 1024]
     assert budget_of.stored_budgets(record | {"memory_model": None})[0].memory is None
 

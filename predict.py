@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from archs.loading import choose_packing
+from archs.probes import choose_packing
 from archs.saving import load_model
 from core.batches import Cut, packed_cut, padded_cut, to_device
 from core.cache import LabelColumn

@@ -24,9 +24,10 @@ from tqdm import tqdm
 from archs.dropout import MASKS
 from archs.embedding import densify_gradients, use_sparse_gradients
 from archs.loading import (
-    build_encoder, check_exact_dropout, choose_packing, freeze_unused, load_config, load_tokenizer,
-    longest_input, recompute_activations, resolve_name,
+    build_encoder, check_exact_dropout, freeze_unused, load_config, load_tokenizer, longest_input,
+    recompute_activations, resolve_name,
 )
+from archs.probes import choose_packing
 from archs.saving import load_weights, save_model
 from core.batches import Cut, Feed
 from core.budget import (

@@ -9,7 +9,7 @@ from transformers import AutoModel
 
 from archs.attention import NAME, attention, padding_mask
 from archs.dropout import MASKS
-from archs.loading import set_attention
+from archs.probes import set_attention
 from core.errors import UserError
 from tests.conftest import tiny_config
 

@@ -9,10 +9,11 @@ import transformers
 from torch import nn
 from transformers import AttentionInterface, AutoModel
 
-from archs import loading
+from archs import probes
 from archs.attention import NAME, attention
-from archs.loading import build_encoder, can_pack, choose_packing
+from archs.loading import build_encoder
 from archs.pooling import POOLINGS
+from archs.probes import can_pack, choose_packing
 from core.batches import Cut
 from core.errors import UserError
 from tests.conftest import tiny_config
@@ -241,7 +242,7 @@ def test_choose_packing():
 def test_flash_attention_is_taken_in_16_bits_on_ampere(monkeypatch):
     model, cuda = build("bert"), torch.device("cuda")
     for found, in_blocks in ((True, False), (False, True)):
-        monkeypatch.setattr(loading, "has_flash_attention", lambda device, found=found: found)
+        monkeypatch.setattr(probes, "has_flash_attention", lambda device, found=found: found)
         assert choose_packing("auto", model, cuda, torch.bfloat16) == (True, in_blocks)
         assert choose_packing("auto", model, cuda, None) == (True, True)
 

@@ -31,7 +31,7 @@ from archs.probes import choose_packing
 from archs.saving import load_weights, save_model
 from core.batches import Cut, Feed
 from core.budget import (
-    SHARE, Budget, Probe, overlap_error, probe_cuts, probed_budgets, single_row_error, squares,
+    SHARE, Budget, Probe, in_time, overlap_error, probe_cuts, probed_budgets, single_row_error, squares,
     stored_budgets,
 )
 from core.cache import RowSource
@@ -219,8 +219,11 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
         budget, eval_budget = stored_budgets(RunRecord.read(folder).record)
     elif args.max_tokens == "auto":
         state_bytes, limit = 8 * num_trained, memory_limit(device, SHARE, world)  # AdamW's moments come later
-        scored = [probe(index, False) for index in probe_cuts(plan, device.type, world)]  # GPU SYNC
-        trained = [probe(index) for index in probe_cuts(plan, device.type, world)]  # GPU SYNC
+        cuts = probe_cuts(plan, device.type, world)
+        trained = in_time(probe(index) for index in cuts)  # GPU SYNC
+        scored = (
+            in_time(probe(index, False) for index in cuts) if device.type == "cuda" else trained
+        )  # GPU SYNC
         optimizer.zero_grad(set_to_none=True)
         kind = plan, longest, device.type, world
         budget, eval_budget = probed_budgets(trained, scored, limit, state_bytes, *kind)  # COMM

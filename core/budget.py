@@ -4,6 +4,7 @@ Bytes at the peak = a + b x tokens + c x squares: a is what stands still (weight
 every token costs, c what attention costs. squares: the sum of squared lengths of the rows; padded, of the padded ones.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from core.dist import worst_of_ranks
 from core.errors import UserError
 from core.plan import Plan
 
+PROBE_S = 10.0  # seconds that the probes may take before the last of them is begun
 SHARE = 0.9  # of the free memory that a cut may take
 TIE = 0.95  # on CPU a smaller budget must be faster by this factor to be taken: timing is noisy, fewer cuts are not
 CPU_SIZES, CUDA_SIZE = (1024, 2048, 4096), 4096  # tokens of the probes
@@ -85,6 +87,17 @@ def probe_cuts(plan: Plan, device_type: str, world: int) -> list[np.ndarray]:
         cuts.insert(0, _first(by_length[::-1], plan, sizes[0]))
     cuts += [_first(mixed, plan, size) for size in sizes]
     return cuts * 2 if device_type == "cpu" else cuts  # the second time the memory is there already
+
+
+def in_time(probes: Iterable[Probe]) -> list[Probe]:
+    """The probes, made one after another until they have taken PROBE_S seconds: all of them can take a large model on
+    a CPU minutes."""
+    made: list[Probe] = []
+    for probe in probes:
+        made.append(probe)
+        if sum(p.seconds for p in made) > PROBE_S:
+            break
+    return made
 
 
 def _first(rows: np.ndarray, plan: Plan, tokens: int) -> np.ndarray:

@@ -300,3 +300,11 @@ def test_a_resumed_run_never_probes_again(toy_flags, tmp_path, monkeypatch):
     found = json.loads(path.read_text())
     assert found["status"] == "finished"
     assert all(found[name] == stored[name] for name in ("max_tokens", "memory_model"))
+
+
+def test_probes_end_when_they_have_taken_their_time(monkeypatch):
+    monkeypatch.setattr(budget_of, "PROBE_S", 3.0)
+    made = []
+    probes = (made.append(k) or Probe(k, 1, 1.0, 1.5) for k in range(9))
+    assert [probe.tokens for probe in budget_of.in_time(probes)] == [0, 1, 2]
+    assert made == [0, 1, 2]  # the rest is not begun

@@ -221,9 +221,9 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
         state_bytes, limit = 8 * num_trained, memory_limit(device, SHARE, world)  # AdamW's moments come later
         cuts = probe_cuts(plan, device.type, world)
         trained = in_time(probe(index) for index in cuts)  # GPU SYNC
-        scored = (
-            in_time(probe(index, False) for index in cuts) if device.type == "cuda" else trained
-        )  # GPU SYNC
+        scored = trained  # on CPU evaluation takes the same cuts
+        if device.type == "cuda":
+            scored = in_time(probe(index, False) for index in cuts)  # GPU SYNC
         optimizer.zero_grad(set_to_none=True)
         kind = plan, longest, device.type, world
         budget, eval_budget = probed_budgets(trained, scored, limit, state_bytes, *kind)  # COMM
@@ -287,9 +287,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
         denom = loss_denominator(train.labels[rows], weights)  # over all ranks; a Python number
         while True:  # once, unless memory ends
             torch.manual_seed(step_seed(args.seed, step, rank))  # resume needs no generator state
-            MASKS.begin_step(
-                step_seed(args.seed, step, 0), args.exact_dropout
-            )  # a row's dropout, on any rank
+            MASKS.begin_step(step_seed(args.seed, step, 0), args.exact_dropout)  # the same on every rank
             cuts = plan.cuts(rows, budget.at(step), rank, world)  # this rank's micro-batches
             step_loss, fault, num_done = torch.zeros((), device=device), 0, 0
             try:

@@ -185,9 +185,7 @@ class _BlockAttention(torch.autograd.Function):
         gather, back, pads = blocks.by_head(num_heads)
         grad = grad.reshape(num_tokens * num_heads, width).index_select(0, gather)
         if pads is not None:
-            grad.index_fill_(
-                0, pads, 0
-            )  # a padded place repeats a token, whose gradient must not count twice
+            grad.index_fill_(0, pads, 0)  # a padded place repeats a token: it must not count twice
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         for i, (first, b, places, _, _) in enumerate(blocks.blocks):
             shape, prob = (b * num_heads, places, width), probs[i]

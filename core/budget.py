@@ -107,10 +107,8 @@ def _first(rows: np.ndarray, plan: Plan, tokens: int) -> np.ndarray:
     if not plan.packed:
         costs = np.maximum.accumulate(lengths) * np.arange(1, len(lengths) + 1)
     count = int(np.searchsorted(costs, tokens)) + 1
-    if (
-        1 < count <= len(costs) and costs[count - 1] >= tokens + lengths.max()
-    ):  # a long row pads all before it
-        count -= 1
+    if 1 < count <= len(costs) and costs[count - 1] >= tokens + lengths.max():
+        count -= 1  # a long row would pad all before it
     rows = rows[:count]
     return rows[np.argsort(-plan.lengths[rows].astype(np.int64), kind="stable")]
 
@@ -134,7 +132,7 @@ def coarse(tokens: int) -> int:
 def choose_budget(
     probes: list[Probe], model: MemoryModel, limit: float, longest: int, most: int, device_type: str
 ) -> int:
-    """Tokens a cut: on CUDA the most that fits, on CPU the fastest of the probed sizes that fits.
+    """Tokens a cut: on CUDA the most that fits, on CPU the largest of the probed sizes that fits and is not slower.
 
     Args: limit: bytes that the process may reach | longest: tokens of the longest row | most: tokens a larger budget
           than which would do nothing.

@@ -8,7 +8,9 @@ import torch
 
 from core.plan import cut_by_budget
 
-BLOCK_COST = 32  # what one more block costs attention, in padded tokens; CPU measured (bench/NOTES.md)
+BLOCK_COST = (
+    32  # what one more block costs attention, in padded tokens: an assumption, tried at this value alone
+)
 ALIGN = 8  # widths of blocks are rounded up to whole vectors
 
 

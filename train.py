@@ -48,7 +48,7 @@ from core.logs import Meter, RunLog
 from core.memory import (
     choose_amp, keep_freed_memory, memory_limit, peak_bytes, peak_memory, release_cached, reset_peak,
 )
-from core.plan import class_balance_weights, make_plan
+from core.plan import check_budget, class_balance_weights, make_plan
 from core.profile import StepProfiler, region
 from core.report import choose_metric, is_better, report_run
 from core.rows import RowFormat, read_class_weights
@@ -163,6 +163,9 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     longest = max(int(rows.lengths.max()) for rows in data.values())
     chances = class_balance_weights(train.labels) if args.sampler == "weighted" else None
     plan = make_plan(train.lengths, args.batch_size, args.max_tokens, args.seed, device.type, chances, packed)
+    if args.max_tokens != "auto":
+        for rows in data.values():
+            check_budget(rows.lengths, args.max_tokens, rows.meta["path"])
     epochs = auto_epochs(len(train), args.batch_size) if args.epochs == "auto" else args.epochs
     num_steps = math.ceil(epochs * plan.steps_per_epoch)
     num_steps = min(num_steps, args.max_steps) if args.max_steps else num_steps

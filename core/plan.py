@@ -223,13 +223,13 @@ def make_plan(
     return Plan(lengths, batch_size, seed, CUT_COST[device_type], packed, weights, steps_per_epoch)
 
 
-def check_budget(lengths: np.ndarray, max_tokens: int) -> None:
-    """Raise UserError when a single row is longer than max_tokens: it would never fit a cut."""
+def check_budget(lengths: np.ndarray, max_tokens: int, path: str = "") -> None:
+    """Raise UserError when a single row is longer than max_tokens: it would never fit a cut. path: of the rows."""
     longest = int(np.argmax(lengths))
     if lengths[longest] > max_tokens:
         raise UserError(
-            f"row {longest} has {int(lengths[longest])} tokens, more than --max_tokens {max_tokens}: "
-            "raise --max_tokens or lower --max_length"
+            f"{path + ': ' if path else ''}row {longest} has {int(lengths[longest])} tokens, more than "
+            f"--max_tokens {max_tokens}: raise --max_tokens or lower --max_length"
         )
 
 

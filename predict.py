@@ -2,6 +2,7 @@
 
     python predict.py runs/minilm/docstrings/20260101-120000-seed0 --data rows.jsonl --output out.jsonl
     cat rows.jsonl | python predict.py RUN --data - --output - | head
+    python predict.py RUN --data rows.jsonl --output out.jsonl --generate   # T5 and decoders: what they really say
     python predict.py RUN --data test.csv --output out.csv --evaluate
 
 In Python: `from predict import load; load("runs/...")(["a text", "another"])`. A file is read in windows, each
@@ -23,9 +24,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from archs.generation import generate_answers, label_in
+from archs.lora import frozen_dtype
 from archs.probes import choose_packing
-from archs.saving import load_model
-from core.batches import Cut, packed_cut, padded_cut, to_device
+from archs.saving import load_model, read_about
+from core.batches import Cut, make_cut, row_costs, to_device
 from core.cache import LabelColumn
 from core.errors import UserError, disk_errors, run_main
 from core.evaluate import headline, score_cuts
@@ -34,10 +37,10 @@ from core.memory import auto_max_tokens, choose_amp, keep_freed_memory, release_
 from core.metrics import classification_metrics, probabilities
 from core.plan import eval_cuts
 from core.predictions import prediction_rows
+from core.prompts import Prompt, make_encoder
 from core.results_table import format_per_class, format_table
 from core.rows import BadRows, RowError, RowFormat, read_rows
 from core.thresholds import cross_fitted
-from core.tokens import Encoder
 
 WINDOW = 4096  # rows sorted together: enough that cuts hold rows of like length, small beside a model
 
@@ -49,13 +52,16 @@ class Predictor:
         self.label_names, self.multi_label = about["label_names"], about["multi_label"]
         self.row_format = RowFormat(**about["row_format"])
         pair = bool(self.row_format.pair_field)
-        self.encoder = Encoder(tokenizer, about["max_length"], about["truncate"], pair)
-        self.amp_dtype = choose_amp(about["amp"] if amp == "run" else amp, device)
+        prompt = Prompt(**about["prompt"]) if about.get("prompt") else None
+        self.encoder = make_encoder(tokenizer, about["max_length"], about["truncate"], pair, prompt)
+        kind = about["architecture"], amp == "run"  # what a run was trained in was forced then, if need be
+        self.amp_dtype = choose_amp(about["amp"] if amp == "run" else amp, device, *kind)
         self.packed, self.in_blocks = choose_packing("auto", model, device, self.amp_dtype)
         self.model, self.device, self.pad_id = model.to(device), device, tokenizer.pad_token_id
         self.max_tokens = auto_max_tokens(device, about["max_length"]) if max_tokens == "auto" else max_tokens
         self.thresholds = tuned and np.array([tuned["thresholds"][name] for name in self.label_names])
         self.tuned_on = tuned and tuned["tuned_on"]
+        self.tokenizer, self.label_words = tokenizer, about.get("label_words")
 
     def scores(self, texts: list[str], pairs: list[str] | None = None) -> np.ndarray:
         """(n, C) float32 logits of texts, in their order.
@@ -81,13 +87,13 @@ class Predictor:
 
         Where memory ends the budget is halved for good, and these rows are scored again.
         """
-        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        behind = self.model.branches
+        lengths = row_costs(np.fromiter(map(len, ids), np.int64, len(ids)), behind, self.packed)
         cuts = eval_cuts(lengths, self.max_tokens, 0, 1, self.device.type, self.packed)
 
         def batch(cut: np.ndarray) -> Cut:
             parts = [ids[k] for k in cut], starts[cut], cut, None
-            made = packed_cut(*parts, self.in_blocks) if self.packed else padded_cut(*parts, self.pad_id)
-            return to_device(made, self.device)
+            return to_device(make_cut(*parts, self.pad_id, self.packed, self.in_blocks, behind), self.device)
 
         try:
             found = score_cuts(self.model, map(batch, cuts), self.amp_dtype, self.device).numpy()
@@ -104,6 +110,22 @@ class Predictor:
         logits = np.empty_like(found)
         logits[np.concatenate(cuts)] = found
         return logits
+
+    def generate(self, texts: list[str]) -> list[str]:
+        """The text that the model really generates for each, greedily. Raises UserError without label words."""
+        if not self.label_words:
+            raise UserError("--generate: this run answers with a head, not with a word")
+        ids = [np.asarray(row) for row, _, _ in self.encoder(texts)]
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        answers = [""] * len(ids)
+        for cut in eval_cuts(lengths, self.max_tokens, 0, 1, self.device.type, False):
+            with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
+                found = generate_answers(
+                    self.model, self.tokenizer, [ids[k] for k in cut], self.device
+                )  # GPU SYNC
+            for k, text in zip(cut, found, strict=True):
+                answers[k] = text
+        return answers
 
     def rows(self, logits: np.ndarray) -> list[dict]:
         """The prediction rows of logits."""
@@ -144,7 +166,11 @@ def load(
         tuned = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Predictor(*load_model(folder), tuned, torch.device(device), amp, max_tokens)
+    device = torch.device(device)
+    about = read_about(folder)
+    kind = about["architecture"], amp == "run"  # what was forced once is not refused now
+    amp_dtype = choose_amp(about["amp"] if amp == "run" else amp, device, *kind)
+    return Predictor(*load_model(folder, frozen_dtype(amp_dtype)), tuned, device, amp, max_tokens)
 
 
 @contextmanager
@@ -236,6 +262,8 @@ def parse_args(argv=None):
     flag("--output_format", choices=("jsonl", "csv"), default="", help="default: by the file's ending")
     flag("--keep", default="", metavar="FIELDS", help="columns copied into the output: id,text")
     flag("--evaluate", action="store_true", help="print the metrics; the rows must carry labels")
+    flag("--generate", action="store_true",
+         help="label words: also generate text, put it into the rows, say how often it is a label and agrees")
     flag("--text_field", default="", help="column of the text; default: the run's own")
     flag("--pair_field", default="", help="column of the second text; default: the run's own")
     flag("--label_field", default="", help="column of the labels, for --evaluate; default: the run's own")
@@ -259,6 +287,7 @@ def main(argv=None) -> dict:
         print(f"note: {args.run} holds no thresholds: labels hold from 0.5 on", file=sys.stderr)
     row_format, keep = RowFormat(**fields), [name for name in args.keep.split(",") if name]
     bad, labels, logits, num_rows, start = BadRows(args.data), LabelColumn(), [], 0, time.perf_counter()
+    num_labels = num_agree = 0
     source = read_rows(args.data, bad, "--data", args.input_format)
     with open_output(args.output) as out, tqdm(unit=" rows", disable=None) as bar:
         while True:
@@ -273,6 +302,14 @@ def main(argv=None) -> dict:
             if not texts:
                 break
             scores = predictor.scores(texts, pairs)
+            if args.generate:
+                for row, text, best in zip(
+                    kept, predictor.generate(texts), scores.argmax(axis=1), strict=True
+                ):
+                    said = label_in(text, predictor.label_words)
+                    row["generated"] = text
+                    num_labels += said is not None
+                    num_agree += said == best
             with disk_errors(args.output, "--output"):
                 write_rows(
                     out, predictor.rows(scores), kept, predictor.label_names, form, first=num_rows == 0
@@ -283,6 +320,15 @@ def main(argv=None) -> dict:
             bar.update(len(texts))
     result = {"n": num_rows, "rows_per_s": num_rows / (time.perf_counter() - start)}
     print(f"{num_rows} rows, {result['rows_per_s']:.0f} rows/s", file=sys.stderr)
+    if args.generate:
+        result |= {
+            "generated_label_frac": num_labels / num_rows,
+            "generated_agrees_frac": num_agree / num_rows,
+        }
+        print(
+            f"generated text is a label word in {num_labels} of {num_rows} rows, the best scored one in {num_agree}",
+            file=sys.stderr,
+        )
     if args.evaluate:
         metrics = evaluate(predictor, np.concatenate(logits), labels)
         table = format_table([(args.data, metrics)], list(headline(metrics)))

@@ -1,8 +1,10 @@
-"""Train a text classifier: a pretrained encoder, one label a row or several, with the loop written out below.
+"""Train a text classifier: a pretrained encoder, T5 or decoder, one label a row or several, the loop written out below.
 
     make bert                                                        # built-in weights and rows, a fresh clone
     python train.py --train_data train.jsonl --val_data val.jsonl    # one GPU, or the CPU
     python train.py @presets/roberta-base --train_data train.csv --val_data val.csv --class_weights balanced
+    python train.py --architecture t5 --model_name google/flan-t5-small --train_data train.jsonl --val_data val.jsonl
+    python train.py --architecture causal --model_name codellama/CodeLlama-7b-hf --lora_rank 16 --train_data ...
     torchrun --standalone --nproc_per_node=8 train.py --train_data train.jsonl --val_data val.jsonl
     python train.py --resume runs/minilm/docstrings/20260101-120000-seed0  # continue a run that was stopped
 
@@ -21,13 +23,13 @@ import torch
 from tqdm import tqdm
 
 # fmt: off
-from archs.dropout import MASKS
+from archs.adapters import whole_modules
+from archs.build import build_model, choose_head, freeze_unused, recompute_activations
+from archs.dropout import MASKS, check_exact_dropout
 from archs.embedding import densify_gradients, use_sparse_gradients
-from archs.loading import (
-    build_encoder, check_exact_dropout, freeze_unused, load_config, load_tokenizer, longest_input,
-    recompute_activations, resolve_name,
-)
-from archs.probes import choose_packing
+from archs.loading import check_room, load_config, load_tokenizer, longest_input, resolve_name
+from archs.lora import add_lora, find_targets, frozen_dtype
+from archs.probes import choose_packing, draws_own_masks
 from archs.saving import load_weights, save_model
 from core.batches import Cut, Feed
 from core.budget import (
@@ -48,38 +50,38 @@ from core.logs import Meter, RunLog
 from core.memory import (
     choose_amp, keep_freed_memory, memory_limit, peak_bytes, peak_memory, release_cached, reset_peak,
 )
+from core.model_flags import add_lora_flags, add_model_flags
 from core.plan import check_budget, class_balance_weights, make_plan
 from core.profile import StepProfiler, region
+from core.prompts import choose_prompt, label_answers, make_encoder
 from core.report import choose_metric, is_better, report_run
 from core.rows import RowFormat, read_class_weights
 from core.runs import RunRecord, run_folder
 from core.schedule import auto_epochs, auto_learning_rate, lr_scale, parameter_groups, warmup_steps
-from core.tokens import Encoder
-from losses.classification import choose_loss, class_weights, loss_denominator, make_loss
+from losses.classification import (
+    choose_loss, choose_word_loss, class_weights, loss_denominator, make_loss,
+)
 
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
     add_shared_flags(parser)
-    flag = parser.add_argument_group("model").add_argument
-    flag("--architecture", choices=("bert",), default="bert", help="bert: any encoder that transformers has")
-    flag("--model_name", default="builtin:minilm", help="builtin:minilm, a hub name, or a model folder")
-    flag("--head", choices=("model", "linear", "mlp", "residual"), default="model",
-         help="model: the architecture's own; the others stand on --pooling")
-    flag("--pooling", choices=("cls", "mean", "mean_max", "attention", "last"), default="mean",
-         help="token states to one vector, for --head linear, mlp and residual")
-    flag("--dropout", type=number(float, 0, 0.99), help="every dropout of model and head; default: the model's own")
-    flag("--attention_dropout", type=number(float, 0, 0.99), help="of attention alone; default: as --dropout")
-    flag("--attention", default="auto", help="auto (ours where it fits), or a name transformers knows: eager, sdpa")
+    add_model_flags(parser)
+    add_lora_flags(parser)
     flag = parser.add_argument_group("loss").add_argument
     flag("--loss", choices=("auto", "ce", "bce", "focal"), default="auto",
          help="auto: ce with one label a row, bce with several")
     flag("--class_weights", default="none", metavar="none|balanced|effective|FILE",
          help="by inverse count, by effective number, or JSON of {name: weight}")
     flag("--label_smoothing", type=number(float, 0, 0.99), default=0.0, help="share of the target spread evenly")
+    flag("--word_loss", "--t5_loss", choices=("auto", "classes", "vocab"), default="auto",
+         help="with label words; classes: cross-entropy over the words' scores; vocab: of the right word over the "
+              "whole vocabulary; auto: classes for t5, vocab for causal")
     flag("--focal_gamma", type=number(float, 0), default=2.0, help="of --loss focal; 0 is ce or bce")
     flag("--focal_alpha", type=number(float, 0.001, 0.999), help="weight of positives; negatives get 1 - alpha")
     args = parse(parser, argv)
+    if args.approach:
+        args.architecture = {"encoder": "bert", "generative": "causal"}[args.approach]
     for name in ("train_data", "val_data"):
         if not getattr(args, name):
             raise UserError(f"--{name}: no file given; expected rows in JSON, JSONL or CSV")
@@ -113,7 +115,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     started = time.perf_counter()
     say = tqdm.write if rank == 0 else lambda *_: None
     keep_freed_memory()
-    amp_dtype = choose_amp(args.amp, device)
+    amp_dtype = choose_amp(args.amp, device, args.architecture, args.force_fp16)
     tf32 = amp_dtype is not None and not args.deterministic
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
@@ -123,9 +125,11 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
 
     # -- data: read, checked and tokenised once, on rank 0, into a memory-mapped cache -------------------------
     model_folder = resolve_name(args.model_name)
-    config, tokenizer = load_config(model_folder), load_tokenizer(model_folder)
+    config, tokenizer = load_config(model_folder, args.architecture), load_tokenizer(model_folder)
+    head, pooling = choose_head(args.architecture, args.head, args.pooling, args.t5_head)
+    prompt = choose_prompt(args.prompt, args.architecture, head, tokenizer, args.chat)
     max_length = longest_input(config, tokenizer, args.max_length)
-    encoder = Encoder(tokenizer, max_length, args.truncate, pair=bool(args.pair_field))
+    encoder = make_encoder(tokenizer, max_length, args.truncate, bool(args.pair_field), prompt)
     source = RowSource(encoder, RowFormat(args.text_field, args.pair_field, args.label_field), args.cache_dir)
     train = source.open(args.train_data, "--train_data")
     data = {"train": train, "validation": source.open(args.val_data, "--val_data", train)}
@@ -137,12 +141,27 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
         say(f"{name}: {rows.summary()}")
     multi_label, num_classes = train.multi_label, len(train.label_names)
 
-    # -- model: pretrained, float32, the same on every rank ----------------------------------------------------
-    model, notes = build_encoder(
-        model_folder, config, train.label_names, multi_label, args.head, args.pooling, args.dropout, args.attention,
-        attention_drop=args.attention_dropout,
+    # -- model: pretrained, the same on every rank; float32, or with LoRA a frozen base in bfloat16 ---------------
+    words = answers = None
+    if head == "words":
+        names = args.label_words, train.label_names, multi_label
+        words, answers = label_answers(tokenizer, *names, args.architecture, prompt)
+        if args.architecture == "causal":
+            check_room(config, max_length, max(map(len, answers)) - 1)
+    model, notes = build_model(
+        model_folder, config, train.label_names, multi_label, head, pooling, args.dropout, args.attention,
+        attention_drop=args.attention_dropout, architecture=args.architecture, answers=answers,
+        dtype=frozen_dtype(amp_dtype) if args.lora_rank else torch.float32,
     )  # fmt: skip
-    check_exact_dropout(args.exact_dropout, config, device)
+    lora_alpha = 2.0 * args.lora_rank if args.lora_alpha == "auto" else args.lora_alpha
+    if args.lora_rank:
+        targets = find_targets(model.inner, args.lora_targets)
+        settings = args.lora_rank, lora_alpha, args.lora_dropout, args.lora_rslora
+        add_lora(model.inner, targets, *settings, keep_trained=whole_modules(model))
+    draws_own = draws_own_masks(model)
+    check_exact_dropout(args.exact_dropout, config, device, draws_own)
+    if draws_own and device.type == "cpu":
+        notes.append("note: this model draws dropout masks of its own, which change with --max_tokens")
     packed, in_blocks = choose_packing(args.packing, model, device, amp_dtype)
     model.to(device).train()
     if device.type == "cpu":
@@ -158,14 +177,16 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
 
     # -- batches: which rows make a step hangs on the seed and the epoch alone; how they are cut, on memory ------
     feeds = {
-        name: Feed(rows, tokenizer.pad_token_id, device, packed, in_blocks) for name, rows in data.items()
+        name: Feed(rows, tokenizer.pad_token_id, device, packed, in_blocks, model.branches)
+        for name, rows in data.items()
     }
-    longest = max(int(rows.lengths.max()) for rows in data.values())
+    lengths = feeds["train"].lengths
+    longest = max(int(feed.lengths.max()) for feed in feeds.values())
     chances = class_balance_weights(train.labels) if args.sampler == "weighted" else None
-    plan = make_plan(train.lengths, args.batch_size, args.max_tokens, args.seed, device.type, chances, packed)
+    plan = make_plan(lengths, args.batch_size, args.max_tokens, args.seed, device.type, chances, packed)
     if args.max_tokens != "auto":
-        for rows in data.values():
-            check_budget(rows.lengths, args.max_tokens, rows.meta["path"])
+        for feed in feeds.values():
+            check_budget(feed.lengths, args.max_tokens, feed.rows.meta["path"])
     epochs = auto_epochs(len(train), args.batch_size) if args.epochs == "auto" else args.epochs
     num_steps = math.ceil(epochs * plan.steps_per_epoch)
     num_steps = min(num_steps, args.max_steps) if args.max_steps else num_steps
@@ -173,6 +194,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
 
     # -- loss: a sum over rows, divided by one number for the whole logical batch ------------------------------
     loss_name = choose_loss(args.loss, multi_label, num_classes, args.focal_alpha)
+    loss_name = choose_word_loss(args.word_loss, loss_name, head, args.architecture, args.label_smoothing)
     given = read_class_weights(args.class_weights, train.label_names)
     weights = class_weights(args.class_weights, train.labels, num_classes, given, args.focal_alpha)
     device_weights = None if weights is None else torch.from_numpy(weights).to(device)
@@ -211,8 +233,11 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     num_params, num_trained = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in params)
 
     # -- optimiser: AdamW in one fused kernel; the learning rate is a function of the step ---------------------
-    learning_rate = auto_learning_rate(num_params) if args.learning_rate == "auto" else args.learning_rate
-    groups = parameter_groups(model, learning_rate, args.weight_decay, args.layer_decay, model.num_layers)
+    learning_rate = args.learning_rate
+    if learning_rate == "auto":
+        learning_rate = auto_learning_rate(num_params, args.architecture, args.lora_rank > 0)
+    decays = args.weight_decay, args.layer_decay
+    groups = parameter_groups(model, learning_rate, *decays, model.num_layers, args.lora_b_ratio)
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=True)
     num_warmup = warmup_steps(args.warmup, num_steps)
     overlap = OverlappedReduction(params) if args.overlap and world > 1 else None
@@ -251,7 +276,16 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
         loss_sum.fill_(state["loss_sums"][rank])
         skipped.fill_(state["skipped"])
         scaler.load_state_dict(state["scaler"])
-    about = {"architecture": args.architecture, "head": args.head, "pooling": args.pooling}
+    about = {
+        "architecture": args.architecture,
+        "head": head,
+        "pooling": pooling,
+        "model_name": args.model_name,
+    }
+    about |= {"prompt": prompt and vars(prompt), "label_words": words, "answers": answers}
+    if args.lora_rank:
+        about["base_model"] = os.path.abspath(model_folder) if os.path.isdir(model_folder) else model_folder
+        about["lora"] = dict(zip(("rank", "alpha", "dropout", "rslora"), settings, strict=True))
     about["amp"] = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "off"}[amp_dtype]
     about |= {"label_names": train.label_names, "multi_label": multi_label, "attention": args.attention}
     about |= {"row_format": vars(source.row_format), "max_length": max_length, "truncate": args.truncate}
@@ -310,7 +344,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
                 break
             if fault > 1:
                 peak_mib = peak_memory(device)["mem/peak_mib"]
-                raise single_row_error(fault - 2, train.lengths[fault - 2], peak_mib)
+                raise single_row_error(fault - 2, lengths[fault - 2], peak_mib)
             optimizer.zero_grad(set_to_none=True)  # the same step again, in smaller cuts
             release_cached(device)
             dearest = worst_of_ranks(max((plan.cost([cut]) for cut in cuts), default=0))  # COMM
@@ -334,7 +368,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
             scaler.step(optimizer)  # GPU
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
-        done, num_tokens = step + 1, int(train.lengths[rows].sum())
+        done, num_tokens = step + 1, int(lengths[rows].sum())
         if forecast.due(done):
             synchronize(device)  # SYNC  twice a run
         meter.stop(num_tokens, plan.cost(cuts), budget.at(step) * len(cuts), budget.predicted_mib(plan, cuts))

@@ -42,6 +42,7 @@ def attention(
     cu_seqlens: torch.Tensor | None = None,
     max_seqlen: int = 0,
     blocks: Blocks | None = None,
+    position_bias: torch.Tensor | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """Attention over padded rows, or over a packed cut.
@@ -50,9 +51,13 @@ def attention(
              means keep, or additive float; None keeps what causality and window let be seen | sliding_window: tokens
              that far apart or farther do not see each other (where there is a mask, it is in it) | cu_seqlens: (B + 1,)
              int32, where the rows of a packed cut (batch dimension 1) begin and end | max_seqlen: the longest of
-             them | blocks: those rows in blocks, where there is no variable-length kernel.
+             them | blocks: those rows in blocks, where there is no variable-length kernel | position_bias:
+             (1, H, T, S), what T5 adds to the scores of padded rows; a packed cut's would be N x N for each head.
     Returns: ((B, T, H, D), None).
+    Raises:  TypeError for what changes the scores and is not computed here, so that a probe finds it out.
     """
+    if kwargs.get("s_aux") is not None or (position_bias is not None and cu_seqlens is not None):
+        raise TypeError("attention sinks, or a position bias of packed rows: not computed here")
     dropout = dropout if module.training else 0.0
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.dtype != value.dtype:  # rotary embeddings can leave float32 behind
@@ -73,6 +78,8 @@ def attention(
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     if attention_mask is None:
         attention_mask = near_mask(query.shape[2], causal, sliding_window, query.device)
+    if position_bias is not None:
+        attention_mask = biased(position_bias.to(query.dtype), attention_mask)
     explicit = softcap is not None or (dropout > 0 and (query.device.type == "cpu" or MASKS.everywhere))
     if not explicit:
         out = nn.functional.scaled_dot_product_attention(
@@ -89,6 +96,15 @@ def attention(
     probs = scores.softmax(dim=-1).to(value.dtype)
     out = torch.matmul(drop(probs, dropout, module.training), value)
     return out.transpose(1, 2).contiguous(), None
+
+
+def biased(bias: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """A position bias and a mask, bool or additive, as one additive mask."""
+    if mask is None:
+        return bias
+    if mask.dtype == torch.bool:
+        return bias.masked_fill(~mask, torch.finfo(bias.dtype).min)
+    return bias + mask
 
 
 def flash_attention(

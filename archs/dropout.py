@@ -12,6 +12,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
+
+from core.errors import UserError
 
 MULTIPLY_1, MULTIPLY_2 = 0x21F0AAAD, 0xD35A2D97 - 2**32  # lowbias32's, as int32
 ROW, PLACE, HEAD, LAYER = (
@@ -78,6 +81,9 @@ class Masks:
             return None
         if len(shape) == 2 or (len(shape) == 3 and shape[1] == 1):
             return self.rows.view(shape[:-1])
+        if len(shape) == 3:  # a decoder's places beside an encoder's
+            place = torch.arange(shape[1], device=self.rows.device) * PLACE
+            return hash_(self.rows[:, None] + place.int())
         return self.heads(shape[1], shape[2]) if len(shape) == 4 else None
 
     def heads(self, num_heads: int, num_queries: int, rows: torch.Tensor | None = None) -> torch.Tensor:
@@ -167,6 +173,52 @@ def replace_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Dropout:
             module.__class__ = Dropout
+
+
+def set_dropout(config: PreTrainedConfig, dropout: float) -> None:
+    """Set every dropout of a configuration, in place; those that follow another one (None) keep following."""
+    for name, value in vars(config).copy().items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and any(part in name for part in ("dropout", "drop_out", "pdrop")):
+            setattr(config, name, dropout)
+
+
+def attention_dropout(config: PreTrainedConfig, value: float | None = None) -> float:
+    """The dropout of attention probabilities; a value sets it, in place."""
+    names = [
+        name
+        for name in ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop", "attn_dropout")
+        if isinstance(getattr(config, name, None), int | float)
+    ]
+    if value is not None:
+        for name in names:
+            setattr(config, name, value)
+    return max((getattr(config, name) for name in names), default=0.0)
+
+
+def set_t5_attention_dropout(model: nn.Module, value: float) -> None:
+    """T5 has one setting for every dropout: set that of its attention modules alone, in place."""
+    for module in model.modules():
+        if hasattr(module, "relative_attention_num_buckets") and isinstance(module.dropout, float):
+            module.dropout = value
+
+
+def check_exact_dropout(
+    exact: bool, config: PreTrainedConfig, device: torch.device, draws_own: bool = False
+) -> None:
+    """Raise UserError where --exact_dropout cannot hold: on CUDA, where flash kernels draw masks of their own, and for
+    a model that draws_own (archs/probes.py)."""
+    if exact and draws_own:
+        raise UserError(
+            f"--exact_dropout: {config.model_type} draws masks past the modules that could be replaced: "
+            "add --dropout 0, or take another model"
+        )
+    found = attention_dropout(config)
+    if exact and device.type != "cpu" and found > 0:
+        raise UserError(
+            f"--exact_dropout: the model drops attention probabilities ({found}), and on {device.type} their kernels "
+            "draw masks of their own: add --attention_dropout 0"
+        )
 
 
 def same_masks_again() -> tuple:

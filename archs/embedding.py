@@ -15,8 +15,15 @@ def use_sparse_gradients(model: nn.Module) -> None:
     """
     embedding = model.get_input_embeddings()
     output = model.get_output_embeddings()
-    if isinstance(embedding, nn.Embedding) and (output is None or output.weight is not embedding.weight):
-        embedding.sparse = True
+    if not isinstance(embedding, nn.Embedding) or not embedding.weight.requires_grad:
+        return
+    if output is not None and output.weight is embedding.weight:
+        return
+    for (
+        module
+    ) in model.modules():  # T5's encoder and decoder each have a module of their own on the one table
+        if isinstance(module, nn.Embedding) and module.weight is embedding.weight:
+            module.sparse = True
 
 
 def densify_gradients(params: list[torch.Tensor]) -> None:

@@ -43,6 +43,8 @@ def model_inputs(model: nn.Module, cut: Cut) -> dict:
 class OwnHead(nn.Module):
     """The architecture's own classification model, exactly as transformers builds it."""
 
+    branches: tuple = ()  # nothing stands behind a row
+
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
@@ -56,7 +58,7 @@ class OwnHead(nn.Module):
     def _first_tokens(self, module: nn.Module, inputs: tuple, output):
         """Of a packed cut, hand on each row's first state as (B, 1, D): heads of this kind read no other.
 
-        A head that does (ModernBERT's mean) then differs from itself on padded rows, which archs.loading finds out.
+        A head that does (ModernBERT's mean) then differs from itself on padded rows, which archs.probes finds out.
         """
         if self._starts is None:
             return output
@@ -88,6 +90,8 @@ class OwnHead(nn.Module):
 
 class PooledHead(nn.Module):
     """A backbone, a pooling of its last states, and a head of ours."""
+
+    branches: tuple = ()
 
     def __init__(self, backbone: nn.Module, pooling: str, head: str, num_classes: int, dropout: float):
         super().__init__()

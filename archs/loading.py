@@ -4,9 +4,10 @@ Weights are safetensors, or .bin files read with weights_only=True and said so. 
 """
 
 import hashlib
-import inspect
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -14,17 +15,14 @@ from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     AutoConfig,
-    AutoModel,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
 
-from archs.dropout import replace_dropout, same_masks_again
-from archs.encoder import OwnHead, PooledHead, first_position
-from archs.probes import set_attention
+from archs.encoder import first_position
 from core.errors import UserError
 
 BUILTIN = {  # name: file of weights checked, its sha256 (the published model's own)
@@ -70,7 +68,7 @@ def check_sha256(path: Path, sha256: str) -> None:
         )
 
 
-def _fetch(what: str, name: str, call, **kwargs):
+def fetch(what: str, name: str, call: Callable, **kwargs: Any) -> Any:
     """call(name) of transformers, its many ways to fail turned into one message."""
     try:
         return call(name, trust_remote_code=False, **kwargs)
@@ -85,22 +83,33 @@ def _fetch(what: str, name: str, call, **kwargs):
         ) from None
 
 
-def load_config(folder: str) -> PreTrainedConfig:
-    """The configuration of a model that can be a bert-type encoder. Raises UserError."""
-    config = _fetch("configuration", folder, AutoConfig.from_pretrained)
-    decoder = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
-    if decoder or getattr(config, "is_decoder", False):
-        raise UserError(f"--model_name {folder}: is a decoder ({config.model_type}), not a bert-type encoder")
-    if getattr(config, "is_encoder_decoder", False):
+def load_config(folder: str, architecture: str | None = None) -> PreTrainedConfig:
+    """The configuration of a model that can be what --architecture says; None: whatever it is. Raises UserError."""
+    config = fetch("configuration", folder, AutoConfig.from_pretrained)
+    found = model_kind(config)
+    if architecture is not None and found != architecture:
+        words = {"bert": "an encoder", "t5": "an encoder-decoder", "causal": "a decoder"}
         raise UserError(
-            f"--model_name {folder}: is an encoder-decoder ({config.model_type}), not a bert-type encoder"
+            f"--model_name {folder}: is {words[found]} ({config.model_type}), not {words[architecture]}: "
+            f"give --architecture {found}, or another model"
         )
     return config
 
 
+def model_kind(config: PreTrainedConfig) -> str:
+    """bert, t5 or causal: the --architecture that a configuration fits."""
+    if (
+        getattr(config, "is_encoder_decoder", False)
+        and type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+    ):
+        return "t5"
+    decoder = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
+    return "causal" if decoder or getattr(config, "is_decoder", False) else "bert"
+
+
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     """The tokenizer, fast where there is one, with a padding token. Raises UserError."""
-    tokenizer = _fetch("tokenizer", folder, AutoTokenizer.from_pretrained)
+    tokenizer = fetch("tokenizer", folder, AutoTokenizer.from_pretrained)
     words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
     if not words:  # what transformers makes of a folder without a tokenizer's files, without a word
         raise UserError(
@@ -113,15 +122,28 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def most_positions(config: PreTrainedConfig) -> int:
+    """Tokens that a model can number; 10^9 where its positions are relative (DeBERTa writes -1 or 0, T5 nothing)."""
+    most = (getattr(config, "max_position_embeddings", None) or 10**9) - first_position(config)
+    return most if most > 0 else 10**9
+
+
+def check_room(config: PreTrainedConfig, max_length: int, behind: int) -> None:
+    """Raise UserError when the model cannot number the tokens that stand behind its longest prompt."""
+    most = most_positions(config)
+    if max_length + behind > most:
+        raise UserError(
+            f"--max_length {max_length}: the model takes at most {most} tokens, and the label words need {behind} of "
+            f"them behind the prompt: give --max_length {most - behind}"
+        )
+
+
 def longest_input(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int | str) -> int:
     """Tokens a row may have: --max_length; auto is 256, or what the model takes if that is less.
 
     Raises: UserError when the model takes fewer than asked for.
     """
-    most = getattr(config, "max_position_embeddings", None) or 10**9
-    most -= first_position(config)
-    if most <= 0:
-        most = 10**9  # DeBERTa writes -1 or 0 where positions are relative alone
+    most = most_positions(config)
     if max_length == "auto":
         return min(256, most, tokenizer.model_max_length)
     if max_length > most:
@@ -129,127 +151,6 @@ def longest_input(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, 
             f"--max_length {max_length}: {config.name_or_path or config.model_type} takes at most {most} tokens"
         )
     return max_length
-
-
-def set_dropout(config: PreTrainedConfig, dropout: float) -> None:
-    """Set every dropout of a configuration, in place; those that follow another one (None) keep following."""
-    for name, value in vars(config).copy().items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and ("dropout" in name or "drop_out" in name):
-            setattr(config, name, dropout)
-
-
-def attention_dropout(config: PreTrainedConfig, value: float | None = None) -> float:
-    """The dropout of attention probabilities; a value sets it, in place."""
-    names = [
-        name
-        for name in ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop", "attn_dropout")
-        if isinstance(getattr(config, name, None), int | float)
-    ]
-    if value is not None:
-        for name in names:
-            setattr(config, name, value)
-    return max((getattr(config, name) for name in names), default=0.0)
-
-
-def check_exact_dropout(exact: bool, config: PreTrainedConfig, device: torch.device) -> None:
-    """Raise UserError where --exact_dropout cannot hold: on CUDA, where flash kernels draw masks of their own."""
-    found = attention_dropout(config)
-    if exact and device.type != "cpu" and found > 0:
-        raise UserError(
-            f"--exact_dropout: the model drops attention probabilities ({found}), and on {device.type} their kernels "
-            "draw masks of their own: add --attention_dropout 0"
-        )
-
-
-def build_encoder(
-    folder: str,
-    config: PreTrainedConfig,
-    label_names: list[str],
-    multi_label: bool,
-    head: str,
-    pooling: str,
-    dropout: float | None,
-    attention: str,
-    pretrained: bool = True,
-    attention_drop: float | None = None,
-) -> tuple[nn.Module, list[str]]:
-    """The classifier in float32 with pretrained weights, new ones where the checkpoint has none.
-
-    Args:    head: model (the architecture's own) | linear | mlp | residual, on a pooling | dropout: sets every
-             dropout; None keeps the model's | attention: auto or a name that transformers knows |
-             pretrained: False gives random weights (to load a run's own into, or for tests) | attention_drop: the
-             dropout of attention probabilities alone; None leaves it to dropout.
-    Returns: (OwnHead or PooledHead, notes for the log).
-    Raises:  UserError when the architecture has no classification head of its own, or weights cannot be read.
-    """
-    if dropout is not None:
-        set_dropout(config, dropout)
-    attention_dropout(config, attention_drop)
-    config.num_labels = len(label_names)
-    config.id2label = dict(enumerate(label_names))
-    config.label2id = {name: k for k, name in enumerate(label_names)}
-    config.problem_type = "multi_label_classification" if multi_label else "single_label_classification"
-    auto = AutoModelForSequenceClassification if head == "model" else AutoModel
-    if type(config) not in auto._model_mapping:
-        raise UserError(
-            f"--head {head}: transformers has no such model for {config.model_type}: give --head linear"
-        )
-    options = {"add_pooling_layer": False} if head != "model" and takes_pooling_flag(auto, config) else {}
-    notes = []
-    if pretrained:
-        found = _fetch(
-            "weights",
-            folder,
-            auto.from_pretrained,
-            config=config,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **options,
-        )
-        backbone, info = found
-        notes = loading_notes(folder, backbone, info)
-    else:
-        backbone = auto.from_config(config, dtype=torch.float32, **options)
-    replace_dropout(backbone)
-    set_attention(backbone, attention)
-    if head == "model":
-        return OwnHead(backbone), notes
-    drop = (
-        getattr(config, "hidden_dropout_prob", getattr(config, "dropout", 0.1))
-        if dropout is None
-        else dropout
-    )
-    model = PooledHead(backbone, pooling, head, len(label_names), drop)
-    replace_dropout(model)
-    return model, notes
-
-
-def takes_pooling_flag(auto: type, config: PreTrainedConfig) -> bool:
-    """Whether the backbone's class can be built without its pooler, which our poolings do not use."""
-    return "add_pooling_layer" in inspect.signature(auto._model_mapping[type(config)].__init__).parameters
-
-
-def recompute_activations(model: nn.Module) -> None:
-    """Checkpoint each layer's activations, under the name that this version of transformers has for it."""
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    try:
-        enable({"use_reentrant": False, "context_fn": same_masks_again})
-    except ValueError as error:
-        raise UserError(f"--gradient_checkpointing: {error}") from None
-
-
-def freeze_unused(model: nn.Module) -> list[str]:
-    """After one backward pass: stop training what got no gradient, and clear the gradients, in place.
-
-    Such a weight would still decay, and with several ranks it would get a gradient of zeros. Returns a note for
-    the log when there are any.
-    """
-    unused = [name for name, param in model.named_parameters() if param.grad is None]
-    for param in model.parameters():
-        param.requires_grad_(param.grad is not None)
-        param.grad = None
-    return [f"not trained, since the scores do not depend on it: {', '.join(unused)}"] if unused else []
 
 
 def loading_notes(folder: str, model: nn.Module, info: dict) -> list[str]:

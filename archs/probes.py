@@ -10,8 +10,9 @@ from transformers import AttentionInterface
 
 from archs.attention import NAME as BARELOOP
 from archs.attention import attention, has_flash_attention
-from archs.encoder import OwnHead, PooledHead, first_position
-from core.batches import packed_cut, padded_cut
+from archs.dropout import attention_dropout
+from archs.encoder import first_position
+from core.batches import make_cut
 from core.errors import UserError
 
 
@@ -33,11 +34,16 @@ def set_attention(model: nn.Module, attention: str) -> None:
     before = probe_states(model)
     try:
         model.set_attn_implementation(BARELOOP)
-        same = torch.allclose(before, probe_states(model), rtol=1e-3, atol=1e-4)
+        same = torch.allclose(before, probe_states(model), **closeness(model))
     except (ValueError, RuntimeError, TypeError):
         same = False
     if not same:
         model.set_attn_implementation(own)
+
+
+def closeness(model: nn.Module) -> dict[str, float]:
+    """Tolerances for "the same scores" in the model's type. What a probe is to find is off by 1 and more."""
+    return {"rtol": 1e-3, "atol": 1e-4} if model.dtype == torch.float32 else {"rtol": 0.05, "atol": 0.25}
 
 
 @torch.no_grad()
@@ -50,20 +56,23 @@ def probe_states(model: nn.Module) -> torch.Tensor:
         torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12], [9, 8, 7, 6, 5, pad, pad, pad]]) % model.config.vocab_size
     )
     mask = torch.tensor([[True] * 8, [True] * 5 + [False] * 3])
-    out = model(input_ids=ids, attention_mask=mask)
+    two = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    out = model(input_ids=ids, attention_mask=mask, **two)
     model.train(training)
-    if hasattr(out, "logits"):
+    if two:
         return out.logits.float()
+    if hasattr(out, "logits"):
+        return (out.logits if out.logits.dim() == 2 else out.logits[mask]).float()
     return out.last_hidden_state.float()[mask]  # the states at padding mean nothing
 
 
 def choose_packing(
-    choice: str, model: OwnHead | PooledHead, device: torch.device, amp_dtype: torch.dtype | None
+    choice: str, model: nn.Module, device: torch.device, amp_dtype: torch.dtype | None
 ) -> tuple[bool, bool]:
     """What --packing auto|on|off means for this model and device. The model is still on the host.
 
     Returns: (whether cuts are packed, whether their attention runs in blocks: where torch has no kernel for rows
-             of any length, which is on CPU and in float32).
+             of any length, which is on CPU and in float32, or rows branch).
     Raises:  UserError for `on` where the model computes something else with packed rows.
     """
     packed = choice != "off" and device.type != "mps" and can_pack(model)
@@ -72,11 +81,27 @@ def choose_packing(
             f"--packing on: {model.inner.config.model_type} with this head and --attention gives packed rows other "
             "scores than single ones: use auto (padded cuts, sorted by length), or another --head"
         )
-    return packed, not (device.type == "cuda" and amp_dtype is not None and has_flash_attention(device))
+    flash = device.type == "cuda" and amp_dtype is not None and has_flash_attention(device)
+    return packed, bool(model.branches) or not flash
 
 
 @torch.no_grad()
-def can_pack(model: OwnHead | PooledHead) -> bool:
+def draws_own_masks(model: nn.Module) -> bool:
+    """Whether a model in training draws masks from torch's generator, past our dropout: BART calls the function, not
+    the module. Two passes with the same named masks and other seeds say, on the host."""
+    config, training = model.inner.config, model.training
+    row, one = np.arange(8) % max(1, config.vocab_size - 5) + 5, np.zeros(1, np.int64)
+    cut = make_cut([row % config.vocab_size], one, one, None, 0, packed=False, branches=model.branches)
+    halves = model.inner.dtype if model.inner.dtype in (torch.bfloat16, torch.float16) else None
+    model.train()
+    with torch.random.fork_rng(devices=[]), torch.autocast("cpu", halves, enabled=halves is not None):
+        scores = [torch.manual_seed(seed) and model(cut) for seed in (1, 2)]
+    model.train(training)
+    return not torch.equal(*scores)
+
+
+@torch.no_grad()
+def can_pack(model: nn.Module) -> bool:
     """Whether packed rows get the scores that they get alone: three rows are put through both ways, on the host.
 
     A list of architectures would not do: MPNet and DeBERTa take a registered attention function by name and ignore it.
@@ -86,7 +111,12 @@ def can_pack(model: OwnHead | PooledHead) -> bool:
     inner, config = model.inner, model.inner.config
     if config._attn_implementation != BARELOOP:
         return False
+    if model.branches and attention_dropout(config) > 0:
+        return (
+            False  # a block's masks go by index, and a branch's tokens stand elsewhere than their places say
+        )
     longest = min(160, getattr(config, "max_position_embeddings", None) or 160)
+    longest -= max(map(len, model.branches), default=0)
     lengths = [max(1, min(n, longest - first_position(config))) for n in (8, longest, 5)]
     rows = [(np.arange(n) * 7 + n) % max(1, config.vocab_size - 5) + 5 for n in lengths]
     rows = [np.where(row == (config.pad_token_id or 0), 5, row) % config.vocab_size for row in rows]
@@ -100,10 +130,16 @@ def can_pack(model: OwnHead | PooledHead) -> bool:
     model.eval()
     AttentionInterface.register(BARELOOP, counted)
     try:
-        together = model(packed_cut(rows, starts, index, None))
-        alone = [model(padded_cut([row], starts[:1], index[:1], None, 0)) for row in rows]
+        behind = model.branches
+        halves = inner.dtype if inner.dtype in (torch.bfloat16, torch.float16) else None
+        with torch.autocast("cpu", halves, enabled=halves is not None):  # a frozen base under a float32 head
+            together = model(make_cut(rows, starts, index, None, 0, packed=True, branches=behind))
+            alone = [
+                model(make_cut([row], starts[:1], index[:1], None, 0, packed=False, branches=behind))
+                for row in rows
+            ]
         reached = calls[: config.num_hidden_layers] == [True] * config.num_hidden_layers
-        return reached and torch.allclose(together, torch.cat(alone), rtol=1e-3, atol=1e-4)
+        return reached and torch.allclose(together, torch.cat(alone), **closeness(inner))
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
         return False  # it takes no position_ids, say
     finally:

@@ -1,35 +1,42 @@
-"""best_model/ and final_model/: what transformers and we can load again.
+"""best_model/ and final_model/: what transformers, PEFT and we can load again.
 
-config.json, model.safetensors, the tokenizer's files; head.safetensors when the head is ours; bareloop.json says
-how a text becomes a row (fields, length, truncation), what the classes are called and which head stands on what.
+config.json, model.safetensors (or an adapter in PEFT's format), the tokenizer's files; head.safetensors when the
+head is ours; bareloop.json says how a text becomes a row (fields, prompt, length, truncation), what the classes are
+called and which head stands on what.
 """
 
 import json
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from archs.encoder import OwnHead, PooledHead
-from archs.loading import build_encoder, load_config, load_tokenizer
+from archs.adapters import load_adapter, load_adapter_weights, save_adapter
+from archs.build import Classifier, build_model
+from archs.encoder import PooledHead
+from archs.loading import load_config, load_tokenizer, resolve_name
+from archs.lora import adapters
 from core.errors import UserError
 from core.files import found_folder, save_tensors, write_folder, write_json
 
+NEEDED = ("label_names", "multi_label", "head", "pooling", "attention", "architecture")
 
-def save_model(
-    folder: Path, model: OwnHead | PooledHead, tokenizer: PreTrainedTokenizerBase, about: dict
-) -> None:
+
+def save_model(folder: Path, model: Classifier, tokenizer: PreTrainedTokenizerBase, about: dict) -> None:
     """Write a model folder, whole or not at all.
 
     Args:   about: what bareloop.json holds; load_model reads it.
     Raises: OSError when it cannot be written; the folder that was there is still whole then.
-    Cost:   D2H of all weights.
+    Cost:   D2H of all weights, with LoRA of the adapter and the head.
     """
 
     def fill(part: Path) -> None:
-        model.inner.save_pretrained(part)
+        if adapters(model.inner):
+            save_adapter(part, model, about)
+        else:
+            model.inner.save_pretrained(part)
         if isinstance(model, PooledHead):
             save_tensors(model.own_parts(), part / "head.safetensors")
         tokenizer.model_max_length = about["max_length"]
@@ -39,11 +46,18 @@ def save_model(
     write_folder(folder, fill)
 
 
-def load_weights(model: OwnHead | PooledHead, folder: Path) -> None:
+def load_weights(model: Classifier, folder: Path) -> None:
     """Read a model folder's weights into a model built for it. Raises UserError when they do not fit."""
-    folder = found_folder(folder)
-    missing, unexpected = model.inner.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
-    odd = set(missing) - set(getattr(model.inner, "_tied_weights_keys", None) or ()) | set(unexpected)
+    folder, odd = found_folder(folder), set()
+    if adapters(model.inner):
+        load_adapter_weights(model, folder)
+    else:
+        missing, unexpected = model.inner.load_state_dict(
+            load_file(folder / "model.safetensors"), strict=False
+        )
+        names = model.inner.state_dict()
+        read = {value.data_ptr() for name, value in names.items() if name not in missing}
+        odd = {name for name in missing if names[name].data_ptr() not in read} | set(unexpected)  # tied: read
     if isinstance(model, PooledHead):
         odd |= load_head(model, folder)
     if odd:
@@ -61,24 +75,46 @@ def load_head(model: PooledHead, folder: Path) -> set[str]:
     return set(parts) ^ set(model.own_parts())
 
 
-def load_model(folder: Path) -> tuple[nn.Module, PreTrainedTokenizerBase, dict]:
-    """The classifier of a model folder, in evaluation mode on the host.
-
-    Returns: (model, tokenizer, what bareloop.json holds).
-    Raises:  UserError when the folder is not one that save_model wrote.
-    """
+def read_about(folder: Path) -> dict:
+    """What a model folder's bareloop.json holds. Raises UserError when the folder is not one that save_model wrote."""
     folder = found_folder(folder)
     if not (folder / "bareloop.json").is_file():
         raise UserError(f"{folder}: holds no model (no bareloop.json); expected one that train.py saved")
     try:
         about = json.loads((folder / "bareloop.json").read_text(encoding="utf-8"))
-        keys = ("label_names", "multi_label", "head", "pooling", "attention")
-        names, multi_label, head, pooling, attention = (about[key] for key in keys)
-    except (ValueError, KeyError) as error:
+        missing = [key for key in NEEDED if key not in about]
+    except ValueError as error:
         raise UserError(f"{folder}/bareloop.json: is not whole: {error!r}") from None
-    config, tokenizer = load_config(str(folder)), load_tokenizer(str(folder))
-    model, notes = build_encoder(str(folder), config, names, multi_label, head, pooling, None, attention)
-    if notes:  # a weight that is not there would be random
+    if missing:
+        raise UserError(f"{folder}/bareloop.json: is not whole: no {missing[0]!r}")
+    return about
+
+
+def load_model(
+    folder: Path, base_dtype: torch.dtype | None = None
+) -> tuple[Classifier, PreTrainedTokenizerBase, dict]:
+    """The classifier of a model folder, in evaluation mode on the host, in float32.
+
+    Args:    base_dtype: of the base of an adapter, if not float32: where products are in bfloat16 all the same.
+    Returns: (model, tokenizer, what bareloop.json holds).
+    Raises:  UserError when the folder is not one that save_model wrote, or the base of its adapter is not there.
+    """
+    folder, about = found_folder(folder), read_about(folder)
+    names, multi_label, head, pooling, attention, architecture = (about[key] for key in NEEDED)
+    is_adapter = (folder / "adapter_config.json").is_file()
+    source = str(folder)
+    if is_adapter:  # a name that is relative to where the run was started is not one here
+        name = about["model_name"]
+        source = resolve_name(name if name.startswith("builtin:") else about["base_model"])
+    config, tokenizer = load_config(source), load_tokenizer(str(folder))
+    model, notes = build_model(
+        source, config, names, multi_label, head, pooling, None, attention,
+        architecture=architecture, answers=[tuple(answer) for answer in about.get("answers") or ()],
+        dtype=(is_adapter and base_dtype) or torch.float32,
+    )  # fmt: skip
+    if is_adapter:
+        load_adapter(model, folder)
+    elif notes:  # a weight that is not there would be random
         raise UserError(f"{folder}: is not whole: {notes[0]}")
     if isinstance(model, PooledHead) and load_head(model, folder):
         raise UserError(f"{folder}/head.safetensors: does not fit its bareloop.json")

@@ -39,7 +39,8 @@ def first_layers(args, folder: str) -> str:
     import torch
     from transformers import AutoConfig, AutoModel
 
-    from archs.loading import load_tokenizer, resolve_name, set_dropout
+    from archs.dropout import set_dropout
+    from archs.loading import load_tokenizer, resolve_name
 
     source = resolve_name(args.model_name)
     config = AutoConfig.from_pretrained(source, num_hidden_layers=args.layers)

@@ -4,12 +4,13 @@ B rows, T padded tokens, N packed tokens, C classes.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from core.branches import branch_row
 from core.cache import TokenRows
 from core.packing import Blocks
 from core.profile import region
@@ -73,12 +74,22 @@ def packed_cut(
     index: np.ndarray,
     labels: np.ndarray | None,
     in_blocks: bool = True,
+    branches: Sequence[Sequence[int]] = (),
 ) -> Cut:
-    """A packed cut on the host; arguments as padded_cut's. in_blocks: build what block attention needs."""
+    """A packed cut on the host; arguments as padded_cut's.
+
+    Args: in_blocks: build what block attention needs | branches: token ids that stand behind every row, each as if it
+          were alone there (core/branches.py); they need block attention.
+    """
+    rows = [branch_row(row, branches) for row in ids] if branches else None
+    ids = ids if rows is None else [row[0] for row in rows]
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
     owner = np.repeat(np.arange(len(ids)), lengths)
-    place = np.arange(cu_seqlens[-1]) - cu_seqlens[owner]
+    place, trees = np.arange(cu_seqlens[-1]) - cu_seqlens[owner], (None, None)
+    if rows is not None:
+        place = np.concatenate([row[1] for row in rows])
+        trees = torch.from_numpy(np.concatenate([row[2] for row in rows])), torch.from_numpy(place)
     types = None
     if pair_starts.any():
         second = (place >= pair_starts[owner]) & (pair_starts[owner] > 0)
@@ -93,8 +104,41 @@ def packed_cut(
         torch.from_numpy(owner),
         torch.from_numpy(cu_seqlens.astype(np.int32)),
         int(lengths.max()),
-        Blocks(lengths) if in_blocks else None,
+        Blocks(lengths, *trees) if in_blocks or branches else None,
     )
+
+
+def expanded(ids: list[np.ndarray], branches: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """Each row once for every branch, with the branch behind it: (B x K) rows, for models that cannot pack."""
+    return [np.concatenate([row, np.asarray(branch, row.dtype)]) for row in ids for branch in branches]
+
+
+def row_costs(lengths: np.ndarray, branches: Sequence[Sequence[int]], packed: bool) -> np.ndarray:
+    """Tokens of each row with what stands behind it: packed once, padded once for every branch."""
+    if not branches:
+        return lengths
+    sizes = [len(branch) for branch in branches]
+    return lengths + sum(sizes) if packed else len(sizes) * (lengths + max(sizes))
+
+
+def make_cut(
+    ids: list[np.ndarray],
+    pair_starts: np.ndarray,
+    index: np.ndarray,
+    labels: np.ndarray | None,
+    pad_id: int,
+    packed: bool,
+    in_blocks: bool = True,
+    branches: Sequence[Sequence[int]] = (),
+) -> Cut:
+    """packed_cut or padded_cut; padded rows are repeated, one for each branch (`labels` are not)."""
+    if packed:
+        return packed_cut(ids, pair_starts, index, labels, in_blocks, branches)
+    if not branches:
+        return padded_cut(ids, pair_starts, index, labels, pad_id)
+    repeated = np.repeat(np.arange(len(ids)), len(branches))
+    cut = padded_cut(expanded(ids, branches), pair_starts[repeated], index[repeated], None, pad_id)
+    return cut._replace(labels=labels_tensor(labels))
 
 
 def to_device(cut: Cut, device: torch.device) -> Cut:
@@ -115,11 +159,18 @@ class Feed:
     """Cuts of one file's rows as tensors; wait_s adds up the time that its caller waited for them."""
 
     def __init__(
-        self, rows: TokenRows, pad_id: int, device: torch.device, packed: bool = False, in_blocks: bool = True
+        self,
+        rows: TokenRows,
+        pad_id: int,
+        device: torch.device,
+        packed: bool = False,
+        in_blocks: bool = True,
+        branches: Sequence[Sequence[int]] = (),
     ):
-        """packed, in_blocks: see packed_cut."""
+        """packed, in_blocks, branches: see packed_cut."""
         self.rows, self.pad_id, self.device, self.wait_s = rows, pad_id, device, 0.0
-        self.packed, self.in_blocks = packed, in_blocks
+        self.packed, self.in_blocks, self.branches = packed, in_blocks, branches
+        self.lengths = row_costs(rows.lengths, branches, packed)
 
     @region("data")
     def cut(self, index: np.ndarray) -> Cut:
@@ -127,7 +178,7 @@ class Feed:
         starts = self.rows.starts
         ids = [self.rows.ids[starts[k] : starts[k + 1]] for k in index]
         parts = ids, self.rows.pairs[index], index, self.rows.labels[index]
-        cut = packed_cut(*parts, self.in_blocks) if self.packed else padded_cut(*parts, self.pad_id)
+        cut = make_cut(*parts, self.pad_id, self.packed, self.in_blocks, self.branches)
         return to_device(cut, self.device)
 
     def __call__(self, cuts: list[np.ndarray]) -> Iterator[Cut]:

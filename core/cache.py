@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from core.dist import on_main
 from core.errors import UserError, disk_error
 from core.files import save_array, sync_folder
+from core.prompts import PromptEncoder
 from core.rows import BadRows, RowError, RowFormat, file_sha256, read_rows, show, sort_names
 from core.tokens import Encoder
 
@@ -80,7 +81,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def tokenise_file(
     path: str,
     flag: str,
-    encoder: Encoder,
+    encoder: Encoder | PromptEncoder,
     row_format: RowFormat,
     cache_dir: str,
     train: "TokenRows | None" = None,
@@ -113,7 +114,7 @@ def tokenise_file(
 class RowSource:
     """How files become token rows: encoder, columns and cache of a run."""
 
-    encoder: Encoder
+    encoder: Encoder | PromptEncoder
     row_format: RowFormat
     cache_dir: str
 
@@ -125,7 +126,7 @@ class RowSource:
 
 
 def write_cache(
-    path: str, flag: str, encoder: Encoder, row_format: RowFormat, folder: Path, sha256: str
+    path: str, flag: str, encoder: Encoder | PromptEncoder, row_format: RowFormat, folder: Path, sha256: str
 ) -> None:
     """Tokenise a file into a cache folder: made under another name, renamed when whole."""
     part = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.part")
@@ -149,7 +150,7 @@ def write_cache(
 
 
 def tokenise_rows(
-    path: str, flag: str, encoder: Encoder, row_format: RowFormat, ids_path: Path
+    path: str, flag: str, encoder: Encoder | PromptEncoder, row_format: RowFormat, ids_path: Path
 ) -> tuple[dict, dict]:
     """Read, check and tokenise; ids go to ids_path as they come, the rest is returned as columns and meta."""
     bad, labels = BadRows(path), LabelColumn()

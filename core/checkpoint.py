@@ -33,7 +33,7 @@ def save_checkpoint(
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        save_tensors(unshared(model.state_dict()), part / "model.safetensors")
+        save_tensors(trained_state(model), part / "model.safetensors")
         tensors = {}
         for index, values in optimizer.state_dict()["state"].items():
             for name, value in values.items():
@@ -50,6 +50,12 @@ def save_checkpoint(
     for other in folder.glob("*step_*"):
         if other.name != final.name:
             shutil.rmtree(other, ignore_errors=True)
+
+
+def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What training changes: buffers and parameters but for frozen ones, which are built again from the same base."""
+    frozen = {name for name, param in model.named_parameters() if not param.requires_grad}
+    return {name: value for name, value in unshared(model.state_dict()).items() if name not in frozen}
 
 
 def unshared(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -79,7 +85,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     Raises: UserError when names or shapes do not fit.
     """
     weights = load_file(path / "model.safetensors")
-    wanted = unshared(model.state_dict())
+    wanted = trained_state(model)
     odd = set(weights) ^ set(wanted) or {name for name in wanted if wanted[name].shape != weights[name].shape}
     if odd:
         raise UserError(f"{path}: is of another model: {sorted(odd)[0]} does not fit")

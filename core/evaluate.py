@@ -63,7 +63,7 @@ def score_rows(
     """
     model.eval()
     while True:
-        cuts = eval_cuts(feed.rows.lengths, budget.at(0), rank, world, feed.device.type, feed.packed)
+        cuts = eval_cuts(feed.lengths, budget.at(0), rank, world, feed.device.type, feed.packed)
         fault = 0
         try:
             scores = score_cuts(forward, feed(cuts), amp_dtype, feed.device)
@@ -90,7 +90,7 @@ def score_rows(
 
 def cut_cost(cuts: list[np.ndarray], feed: Feed) -> int:
     """Tokens of the dearest cut, padding included where there is any."""
-    lengths = [feed.rows.lengths[cut] for cut in cuts]
+    lengths = [feed.lengths[cut] for cut in cuts]
     return max((int(n.sum()) if feed.packed else len(n) * int(n[0]) for n in lengths), default=0)
 
 

@@ -173,6 +173,9 @@ def add_optimisation_flags(parser: Parser) -> None:
         help="autocast type; auto: by hardware; off: float32",
     )
     group.add_argument(
+        "--force_fp16", action="store_true", help="let --amp fp16 be used for a T5 all the same"
+    )
+    group.add_argument(
         "--gradient_checkpointing", action="store_true", help="recompute activations: less memory, slower"
     )
     group.add_argument(

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from core.errors import UserError
+
 # glibc's mallopt parameters (malloc.h), and the largest mmap threshold it accepts (HEAP_MAX_SIZE / 2)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, LARGEST_THRESHOLD = -1, -2, -3, 32 * 2**20
 
@@ -61,15 +63,22 @@ def supports_bf16(device: torch.device) -> bool:
     return False
 
 
-def choose_amp(choice: str, device: torch.device) -> torch.dtype | None:
+def choose_amp(
+    choice: str, device: torch.device, architecture: str = "bert", force_fp16: bool = False
+) -> torch.dtype | None:
     """The autocast type of --amp auto|bf16|fp16|off on this device; None is float32 throughout.
 
-    auto: bfloat16 where the hardware has it, float16 on older CUDA, else off.
+    auto: bfloat16 where the hardware has it, float16 on older CUDA (not for T5), else off.
+    Raises: UserError for T5 in float16, unless it is forced.
     """
+    if architecture == "t5" and choice == "fp16" and not force_fp16:
+        raise UserError(
+            "--amp fp16: T5's activations overflow float16; use --amp bf16 or off, or add --force_fp16 to try it"
+        )
     if choice == "auto":
         if supports_bf16(device):
             return torch.bfloat16
-        return torch.float16 if device.type == "cuda" else None
+        return torch.float16 if device.type == "cuda" and architecture != "t5" else None
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[choice]
 
 

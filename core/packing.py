@@ -6,6 +6,7 @@ B rows of a cut, N packed tokens, P places of the blocks (tokens and inner paddi
 import numpy as np
 import torch
 
+from core.branches import branch_mask
 from core.plan import cut_by_budget
 
 BLOCK_COST = (
@@ -33,8 +34,12 @@ class Blocks:
     None where nothing is padded.
     """
 
-    def __init__(self, lengths: np.ndarray):
-        """lengths: (B,) tokens of each row, in the order in which they are packed."""
+    def __init__(
+        self, lengths: np.ndarray, branch: torch.Tensor | None = None, place: torch.Tensor | None = None
+    ):
+        """lengths: (B,) tokens of each row, in the order in which they are packed | branch, place: (N,) int64 of rows
+        that are a prefix and branches (core/branches.py); None where they are not."""
+        self.branch, self.place = branch, place
         lengths = np.asarray(lengths, np.int64)
         starts = np.cumsum(lengths) - lengths
         self.num_tokens, self.blocks = int(lengths.sum()), []
@@ -73,8 +78,9 @@ class Blocks:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Blocks":
         """Itself on the device, in place. Cost: H2D."""
-        self.tokens, self.places, self.pads = (
-            x.to(device, non_blocking=non_blocking) for x in (self.tokens, self.places, self.pads)
+        self.tokens, self.places, self.pads, self.branch, self.place = (
+            None if x is None else x.to(device, non_blocking=non_blocking)
+            for x in (self.tokens, self.places, self.pads, self.branch, self.place)
         )
         self.blocks = [
             (*block, members.to(device), None if keep is None else keep.to(device))
@@ -112,9 +118,13 @@ class Blocks:
         return self._biases[key]
 
     def _bias(self, block: tuple, num_heads: int, dtype: torch.dtype, causal: bool, window: int | None):
-        _, b, width, _, keep = block
+        first, b, width, _, keep = block
         seen = None if keep is None else keep[:, None, None, :]  # (b, 1, 1, T)
-        near = near_mask(width, causal, window, self.tokens.device)
+        if self.branch is None:
+            near = near_mask(width, causal, window, self.tokens.device)
+        else:
+            token = self.tokens[first : first + b * width].view(b, width)
+            near = branch_mask(self.branch[token], self.place[token], window)[:, None]  # (b, 1, T, T)
         if near is not None:
             seen = near if seen is None else seen & near
         if seen is None:

@@ -19,9 +19,12 @@ UNRECORDED = 5  # steps before the recorded ones that are timed: recording slows
 
 
 def product_flops(model: nn.Module) -> int:
-    """Floating-point operations a token of a training step's matrix products with weights: 2 forward, 4 backward for
-    each weight of a linear layer. Attention's own products and heads that see one vector a row are small beside it."""
-    return 6 * sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    """Floating-point operations a token of a training step's matrix products with weights: 2 forward, 4 backward (2 for
+    a frozen one) for each weight of a linear layer. Attention's own products and what sees one vector a row, heads and
+    the product with the vocabulary, are small beside it or do not run on every token."""
+    words = model.inner.get_output_embeddings() if hasattr(model, "inner") else None
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not words]
+    return sum((6 if layer.weight.requires_grad else 4) * layer.weight.numel() for layer in layers)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype | None, repeats: int = 20) -> float:

@@ -36,15 +36,19 @@ def lr_scale(step: int, num_steps: int, num_warmup: int, schedule: str, num_cycl
     raise ValueError(f"schedule {schedule!r}: one of {', '.join(SCHEDULES)}")
 
 
-def auto_learning_rate(num_parameters: int) -> float:
-    """Peak learning rate for full fine-tuning of an encoder with AdamW, by size.
+def auto_learning_rate(num_parameters: int, architecture: str = "bert", lora: bool = False) -> float:
+    """Peak learning rate with AdamW, by size and family.
 
-    Source: Devlin et al. 2019 (2e-5 to 5e-5 for base), Liu et al. 2019 (1e-5 for large); 1e-4 for small encoders
-            is an assumption (MiniLM trains well there: BENCHMARKS.md).
+    Args:    num_parameters: of the whole model, frozen ones too.
+    Source:  encoders: Devlin et al. 2019 (2e-5 to 5e-5 for base), Liu et al. 2019 (1e-5 for large); 1e-4 for small
+             ones is an assumption (MiniLM trains well there: BENCHMARKS.md). T5: ten times as much (Raffel et al.
+             2020 use 1e-3 with AdaFactor; transformers' documentation 1e-4 to 3e-4 with AdamW). LoRA: ten times
+             the rate of full fine-tuning (Schulman et al. 2025, "LoRA without regret").
     """
-    if num_parameters < 50e6:
-        return 1e-4
-    return 3e-5 if num_parameters < 200e6 else 1e-5
+    rate = 1e-4 if num_parameters < 50e6 else 3e-5 if num_parameters < 200e6 else 1e-5
+    if architecture == "t5":
+        rate = 3e-4 if num_parameters < 200e6 else 1e-4
+    return 10 * rate if lora else rate
 
 
 def auto_epochs(num_rows: int, batch_size: int) -> int:
@@ -63,33 +67,43 @@ def layer_depth(name: str, num_layers: int) -> int:
         return min(int(layer.group(1)) + 1, num_layers)
     if "albert_layers." in name:
         return num_layers  # ALBERT: one set of weights serves every layer, the last one too
-    return 0 if re.search(r"embed|\bwte\b|\bwpe\b|relative_attention_bias", name) else num_layers + 1
+    return (
+        0 if re.search(r"embed|\bwte\b|\bwpe\b|relative_attention_bias|\bshared\b", name) else num_layers + 1
+    )
 
 
 def parameter_groups(
-    model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float, num_layers: int
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    layer_decay: float,
+    num_layers: int,
+    lora_b_ratio: float = 1.0,
 ) -> list[dict]:
     """AdamW's groups: decay and no decay (biases and norms, all of one dimension), for each layer with layer_decay.
 
-    Args:    layer_decay: factor on the learning rate for each layer below the head; 1 gives two groups.
+    Args:    layer_decay: factor on the learning rate for each layer below the head; 1 gives two groups |
+             lora_b_ratio: factor for the B matrices of LoRA, groups of their own unless it is 1.
     Returns: dicts of params, lr, peak_lr (what the schedule scales), weight_decay, name. Every trainable
              parameter is in exactly one group.
-    Source:  Clark et al. 2020 (ELECTRA), section 3.1, for layer-wise decay.
+    Source:  Clark et al. 2020 (ELECTRA), section 3.1, for layer-wise decay; Hayou et al. 2024 (LoRA+) for B's rate.
     """
-    groups: dict[tuple[int, bool], dict] = {}
+    groups: dict[tuple[int, bool, bool], dict] = {}
     for name, param in model.named_parameters():
         if not param.requires_grad:
             continue
         depth = layer_depth(name, num_layers) if layer_decay != 1 else num_layers + 1
         decays = param.ndim > 1
-        if (depth, decays) not in groups:
-            peak = learning_rate * layer_decay ** (num_layers + 1 - depth)
-            groups[depth, decays] = {
+        is_b = lora_b_ratio != 1 and name.endswith(".lora_B")
+        if (depth, decays, is_b) not in groups:
+            peak = learning_rate * layer_decay ** (num_layers + 1 - depth) * (lora_b_ratio if is_b else 1)
+            groups[depth, decays, is_b] = {
                 "params": [],
                 "lr": peak,
                 "peak_lr": peak,
                 "weight_decay": weight_decay if decays else 0.0,
-                "name": f"depth {depth}, {'decay' if decays else 'no decay'}",
+                "name": f"depth {depth}, {'decay' if decays else 'no decay'}{', LoRA B' if is_b else ''}",
             }
-        groups[depth, decays]["params"].append(param)
-    return [groups[key] for key in sorted(groups, key=lambda k: (k[0], not k[1]))]
+        groups[depth, decays, is_b]["params"].append(param)
+    # the last one is what the log names: never B's
+    return [groups[key] for key in sorted(groups, key=lambda k: (not k[2], k[0], not k[1]))]

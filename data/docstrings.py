@@ -34,12 +34,8 @@ import argparse
 import ast
 import hashlib
 import json
-import math
 import os
 import platform
-import random
-import re
-import shutil
 import sys
 import sysconfig
 import warnings
@@ -48,13 +44,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from core.errors import UserError, disk_error, run_main
+from core.errors import UserError, run_main
+from data.splits import group_near_duplicates, join_groups, split_by_group, write_files
 
 NUM_CLASSES = 16
 MIN_WORDS = 6  # measured (this file, 3.11.7, 2026-11-20): leaves 3,983 rows of 16 packages; 3 leaves 4,508
 MIN_TRAIT_SHARE = 0.01
-NEAR = 0.7  # share of words in common from which two texts are near-duplicates
-SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 TEST_FOLDERS = {"test", "tests", "idle_test"}
 FOLDERS = {"package": "rows/docstrings", "traits": "rows/docstring_traits"}
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -163,7 +158,7 @@ def read_docstrings(root: Path) -> tuple[list[Docstring], dict]:
     return docstrings, {"read": len(sources) - len(not_parsed), "not_parsed": not_parsed}
 
 
-# Duplicates and splits
+# Duplicates
 
 
 def drop_duplicates(
@@ -184,85 +179,6 @@ def drop_duplicates(
         else:
             ambiguous += len(same[key])
     return kept, len(docstrings) - ambiguous - len(kept), ambiguous
-
-
-def group_near_duplicates(texts: list[str], near: float = NEAR) -> list[int]:
-    """A group for each text; two texts with at least `near` of their words in common are in the same one.
-
-    Words in common: of all different words of the two, the share that both have (Jaccard), case and order
-    aside. Groups are closed: a and c share one when both are near b. The search is exact, not an estimate.
-    Cost:    0.4 s for 4,000 texts (this file, 2026-11-20): only texts that share a rare word are compared.
-    Source:  Chaudhuri, Ganti, Kaushik 2006, "A primitive operator for similarity joins in data cleaning":
-             sets this much alike share one of their len - ceil(near * len) + 1 rarest words.
-    """
-    words = [frozenset(re.findall(r"\w+", text.lower())) for text in texts]
-    count = Counter(word for own in words for word in own)
-    group = list(range(len(texts)))
-
-    def root(i: int) -> int:
-        while group[i] != i:
-            group[i] = i = group[group[i]]
-        return i
-
-    holders = defaultdict(list)
-    for i, own in enumerate(words):
-        rarest_first = sorted(own, key=lambda word: (count[word], word))
-        rare = rarest_first[: len(own) - math.ceil(near * len(own) - 1e-9) + 1]
-        for j in {j for word in rare for j in holders[word]}:
-            if len(own & words[j]) >= near * len(own | words[j]) - 1e-9:
-                group[root(i)] = root(j)
-        for word in rare:
-            holders[word].append(i)
-    return [root(i) for i in range(len(texts))]
-
-
-def join_groups(groups: list[int], owners: list[str]) -> list[int]:
-    """Groups in which rows of one owner are together too; "" is nobody's.
-
-    Methods of one class speak of the same few things: divided between the splits, knowing the class's own words
-    would pass for knowing the package.
-    """
-    parent = {group: group for group in groups}
-
-    def root(group: int) -> int:
-        while parent[group] != group:
-            parent[group] = group = parent[parent[group]]
-        return group
-
-    first: dict[str, int] = {}
-    for group, owner in zip(groups, owners, strict=True):
-        if owner:
-            parent[root(group)] = root(first.setdefault(owner, group))
-    return [root(group) for group in groups]
-
-
-def split_by_group(groups: list[int], names: list[list[str]], seed: int) -> dict[str, list[int]]:
-    """Indices of the rows of each split, in a shuffled order; a group is never divided.
-
-    Large groups go first, each to the split that would have the most room left for the names its rows carry.
-    Args:    names: what to keep level over the splits, for each row: its label, or the traits that hold.
-    """
-    rng = random.Random(seed)
-    members = defaultdict(list)
-    for i, group in enumerate(groups):
-        members[group].append(i)
-    order = list(members.values())
-    rng.shuffle(order)
-    order.sort(key=len, reverse=True)
-    total = Counter(name for row in names for name in row)
-    wanted = {(split, name): share * total[name] for split, share in SHARES.items() for name in total}
-    room = dict(wanted)
-    splits = {split: [] for split in SHARES}
-    for group in order:
-        count = Counter(name for i in group for name in names[i])
-        left = {s: sum((room[s, k] - n) / wanted[s, k] for k, n in count.items()) for s in SHARES}
-        best = max(SHARES, key=left.get)
-        splits[best] += group
-        for name, n in count.items():
-            room[best, name] -= n
-    for rows in splits.values():
-        rng.shuffle(rows)
-    return splits
 
 
 # From docstrings to files
@@ -331,32 +247,14 @@ def build(root: Path, task: str, seed: int) -> tuple[dict[str, list[dict]], dict
 
 
 def write_folder(output_dir: Path, splits: dict[str, list[dict]], summary: dict) -> dict:
-    """The summary with the hash of each file, once all are on disk.
-
-    A new folder appears whole. In one that exists each file is replaced as a whole, summary.json last, and
-    files of other names stay.
-    """
+    """The summary with the hash of each file, once all are on disk, summary.json last."""
     texts = {
         f"{split}.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
         for split, rows in splits.items()
     }
     summary = summary | {"sha256": {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()}}
     texts["summary.json"] = (json.dumps(summary, indent=2) + "\n").encode()
-    exists = output_dir.is_dir()
-    partial = (output_dir if exists else output_dir.parent) / f".partial-{os.getpid()}"  # on the same disk
-    try:
-        partial.mkdir(parents=True)
-        for name, text in texts.items():
-            (partial / name).write_bytes(text)
-        if exists:
-            for name in texts:
-                os.replace(partial / name, output_dir / name)
-        else:
-            os.rename(partial, output_dir)
-    except OSError as error:
-        raise disk_error(error, str(output_dir), "--output_dir") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    write_files(output_dir, texts, "--output_dir")
     return summary
 
 

@@ -88,12 +88,25 @@ def binary_focal(
     return (loss * element_weights(labels, weights)).sum() if weights is not None else loss.sum()
 
 
+def answer_loss(
+    scores: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None, smoothing: float = 0.0
+) -> torch.Tensor:
+    """Minus the sum of the right words' weighted log-probabilities, in nats: language modelling of the answer alone.
+
+    Args: scores: (B, C) log-probabilities of the classes' words | labels: (B,) int64 | weights: (C,) |
+          smoothing: 0, there is no distribution over classes to smooth.
+    """
+    loss = -at_least_float32(scores).gather(1, labels[:, None]).squeeze(1)
+    return (loss * weights[labels]).sum() if weights is not None else loss.sum()
+
+
 def element_weights(labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """(B, C): weights[1, c] where the label holds, weights[0, c] where not. weights: (2, C)."""
     return torch.lerp(weights[0], weights[1], labels.to(weights.dtype))
 
 
 LOSSES = {("ce", False): cross_entropy, ("focal", False): focal}
+LOSSES |= {("vocab", False): answer_loss}
 LOSSES |= {("bce", True): binary_cross_entropy, ("focal", True): binary_focal}
 
 
@@ -111,6 +124,25 @@ def choose_loss(name: str, multi_label: bool, num_classes: int, alpha: float | N
             "several labels a row; --class_weights weighs more classes"
         )
     return name
+
+
+def choose_word_loss(word_loss: str, loss: str, head: str, architecture: str, smoothing: float) -> str:
+    """The loss over label words: that over the classes' scores, or vocab.
+
+    Args:   word_loss: auto | classes | vocab; auto is classes for an encoder-decoder, vocab for a decoder | loss: what
+            choose_loss gave.
+    Raises: UserError where a flag does not fit.
+    """
+    if head != "words":
+        if word_loss != "auto":
+            raise UserError(f"--word_loss {word_loss}: needs label words for an answer, not --head {head}")
+        return loss
+    if word_loss == "auto":
+        word_loss = "vocab" if architecture == "causal" and loss == "ce" and not smoothing else "classes"
+    if word_loss == "vocab" and (smoothing or loss != "ce"):
+        odd = "--label_smoothing" if smoothing else f"--loss {loss}"
+        raise UserError(f"--word_loss vocab: leaves nothing for {odd} to do; use --word_loss classes")
+    return "vocab" if word_loss == "vocab" else loss
 
 
 def make_loss(

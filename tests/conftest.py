@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import AutoModel, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
 from archs.dropout import MASKS
 
@@ -73,6 +73,74 @@ def save_tiny(folder: Path, family: str = "bert", seed: int = 0, **changes) -> s
     torch.manual_seed(seed)
     AutoModel.from_config(tiny_config(family, **changes)).save_pretrained(folder)
     tiny_tokenizer("roberta" if family in ("roberta", "mpnet") else "bert").save_pretrained(folder)
+    return str(folder)
+
+
+LANGUAGE_MODELS = ("llama", "gpt2", "gemma2", "t5", "bart")
+
+
+def tiny_language_model(family: str, seed: int = 0, **changes):
+    """A decoder or an encoder-decoder of two layers of width 16 over tiny_tokenizer's words."""
+    size = {"vocab_size": len(WORDS) + 5, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    deep = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    deep |= {"num_key_value_heads": 1, "max_position_embeddings": 128, "initializer_range": 0.2}
+    if family == "gpt2":
+        deep = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128, "initializer_range": 0.2}
+    if family == "gemma2":
+        deep |= {
+            "head_dim": 8,
+            "sliding_window": 8,
+            "query_pre_attn_scalar": 8,
+            "final_logit_softcapping": 30.0,
+        }
+    if family == "t5":
+        deep = {
+            "d_model": 16,
+            "d_kv": 8,
+            "d_ff": 32,
+            "num_layers": 2,
+            "num_heads": 2,
+            "initializer_factor": 1.0,
+        }
+        deep |= {"decoder_start_token_id": 0, "relative_attention_num_buckets": 8}
+    if family == "bart":
+        deep = {
+            "d_model": 16,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "encoder_ffn_dim": 32,
+            "init_std": 0.2,
+        }
+        deep |= {"decoder_ffn_dim": 32, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+        deep |= {"max_position_embeddings": 128, "decoder_start_token_id": 2, "forced_eos_token_id": None}
+    kind = {"llama": "Llama", "gpt2": "GPT2", "gemma2": "Gemma2", "t5": "T5", "bart": "Bart"}
+    config = getattr(transformers, f"{kind[family]}Config")(**(size | deep | changes))
+    torch.manual_seed(seed)
+    auto = AutoModelForSeq2SeqLM if family in ("t5", "bart") else AutoModelForCausalLM
+    return auto.from_config(config)
+
+
+def language_tokenizer(family: str) -> PreTrainedTokenizerFast:
+    """tiny_tokenizer's words; a decoder's puts [CLS] in front, T5's [SEP] behind."""
+    tokenizer = tiny_tokenizer()
+    around = "$A [SEP]" if family in ("t5", "bart") else "[CLS] $A"
+    name = around.split()["[" not in around.split()[0]]
+    ends = [(name, tokenizer.convert_tokens_to_ids(name))]
+    inner = tokenizer.backend_tokenizer
+    inner.post_processor = processors.TemplateProcessing(single=around, special_tokens=ends)
+    special = {"bos_token": "[CLS]", "eos_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        model_max_length=128,
+        model_input_names=["input_ids", "attention_mask"],
+        **special,
+    )
+
+
+def save_language_model(folder: Path, family: str, seed: int = 0, **changes) -> str:
+    """Write a tiny decoder or encoder-decoder with its tokenizer; returns the folder."""
+    tiny_language_model(family, seed, **changes).save_pretrained(folder)
+    language_tokenizer(family).save_pretrained(folder)
     return str(folder)
 
 

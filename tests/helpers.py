@@ -10,14 +10,18 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from core.batches import Cut, packed_cut, padded_cut
+from core.batches import Cut, make_cut
 
 ROOT = Path(__file__).parent.parent
 VOLATILE = ("perf/", "mem/")
 
 
 def weights(run: str | Path, name: str = "final_model") -> dict[str, torch.Tensor]:
-    return load_file(Path(run) / name / "model.safetensors")
+    """Of a saved model: the transformers model's or the adapter's, and our head's."""
+    found = {}
+    for path in sorted((Path(run) / name).glob("*.safetensors")):
+        found |= load_file(path)
+    return found
 
 
 def logs(run: str | Path) -> list[dict]:
@@ -31,15 +35,35 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def cut_of(rows: list, packed: bool, numbers=None, labels=None, pad_id: int = 0, pairs=None) -> Cut:
-    """A cut of token rows on the host; numbers: the rows' in their file, by default 0, 1, ..."""
+def cut_of(
+    rows: list, packed: bool, numbers=None, labels=None, pad_id: int = 0, pairs=None, branches=()
+) -> Cut:
+    """A cut of token rows on the host; numbers: the rows' in their file, by default 0, 1, ... | branches: token ids
+    that stand behind every row."""
     ids = [np.asarray(row, np.int64) for row in rows]
     numbers = np.arange(len(rows)) if numbers is None else np.asarray(numbers)
     pairs = np.zeros(len(rows), np.int64) if pairs is None else np.asarray(pairs)
     labels = None if labels is None else np.asarray(labels)
-    if packed:
-        return packed_cut(ids, pairs, numbers, labels)
-    return padded_cut(ids, pairs, numbers, labels, pad_id)
+    return make_cut(ids, pairs, numbers, labels, pad_id, packed, branches=branches)
+
+
+@torch.no_grad()
+def word_scores(model: torch.nn.Module, rows: list, answers: list[tuple[int, ...]]) -> torch.Tensor:
+    """(B, C) float64: the chain rule spelled out for a plain transformers model, one token a pass, over all words."""
+    model.eval()
+    scores = torch.zeros(len(rows), len(answers), dtype=torch.float64)
+    for b, row in enumerate(rows):
+        for c, answer in enumerate(answers):
+            for j, token in enumerate(answer):
+                if model.config.is_encoder_decoder:
+                    start = model.config.decoder_start_token_id
+                    inputs = {"input_ids": [list(row)], "decoder_input_ids": [[start, *answer[:j]]]}
+                else:
+                    inputs = {"input_ids": [[*row, *answer[:j]]]}
+                inputs = {name: torch.tensor(ids) for name, ids in inputs.items()}
+                logits = model(**inputs, use_cache=False).logits[0, -1]
+                scores[b, c] += logits.double().log_softmax(-1)[token]
+    return scores
 
 
 def replaced(flags: list[str], **values) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 import train
 from core.errors import UserError
-from tests.conftest import toy_rows, write_jsonl
+from tests.conftest import save_language_model, toy_rows, write_jsonl
 
 ROOT = Path(__file__).parent.parent
 GOOD = {"text": "red", "label": "red"}
@@ -85,6 +85,73 @@ def test_bad_flags(toy_flags, tmp_path, case, monkeypatch):
     with pytest.raises(UserError, match=message):
         train.main([*toy_flags, *flags])
     assert not (tmp_path / "run").exists()
+
+
+T5, CAUSAL, BERT = ["--architecture", "t5"], ["--architecture", "causal"], ["--architecture", "bert"]
+SEVERAL = "red=red rose,green=red grass,blue=sea"
+LANGUAGE = {  # case: (model, flags, what the message says)
+    "a decoder for an encoder": ("llama", BERT, "is a decoder .llama., not an encoder: give --architecture causal"),
+    "an encoder for a T5": ("bert", T5, "is an encoder .bert., not an encoder-decoder: give --architecture bert"),
+    "a T5 for a decoder": ("t5", CAUSAL, "is an encoder-decoder .t5., not a decoder: give --architecture t5"),
+    "generative": ("bert", ["--approach", "generative"], "is an encoder .bert., not a decoder"),
+    "words of an encoder": ("bert", ["--head", "words"], "--head words: an encoder has no words to answer with"),
+    "T5's own head": ("t5", [*T5, "--head", "model"], "--head model: is for --architecture bert"),
+    "two answers": ("t5", [*T5, "--head", "words", "--t5_head", "encoder"], "--t5_head encoder has none; give one"),
+    "not a T5": ("llama", [*CAUSAL, "--t5_head", "encoder"], "--t5_head encoder: is for --architecture t5, not causal"),
+    "no text": ("t5", [*T5, "--prompt", "classify"], r"--prompt .classify.: holds \{text\} 0 times; expected once"),
+    "no chat": ("llama", [*CAUSAL, "--chat"], "--chat: this tokenizer has no chat template"),
+    "pairs": ("t5", [*T5, "--pair_field", "b"], "--pair_field: a prompt holds one text"),
+    "no room": (
+        "llama", [*CAUSAL, "--max_length", "4", "--prompt", "the {text} is on"],
+        "--max_length 4 leaves no room for text: the prompt alone has 4 tokens",
+    ),
+    "words for T5 too": ("t5", [*T5, "--label_words", "red=pink,green=grass,blue=sea"], "does not know 'pink'"),
+    "a label without": ("t5", [*T5, "--label_words", "red=red,green=green"], "'blue' has no word; the labels are"),
+    "one word twice": ("llama", [*CAUSAL, "--label_words", "red=sea,green=Sea,blue=ink"], "are the same tokens"),
+    "no file": ("t5", [*T5, "--label_words", "nowhere.json"], "--label_words nowhere.json: expected NAME=WORD"),
+    "smoothing": ("t5", [*T5, "--word_loss", "vocab", "--label_smoothing", "0.1"], "nothing for --label_smoothing"),
+    "no words": ("bert", ["--word_loss", "vocab"], "--word_loss vocab: needs label words for an answer"),
+    "packing": ("t5", [*T5, "--packing", "on"], "--packing on: t5 with this head"),
+    "float16": ("t5", [*T5, "--amp", "fp16"], "--amp fp16: T5's activations overflow float16"),
+    "a budget below row and words": (
+        "llama", [*CAUSAL, "--max_length", "20", "--max_tokens", "17", "--label_words", SEVERAL],
+        "has 18 tokens, more than --max_tokens 17",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def language_models(tmp_path_factory) -> dict[str, str]:
+    """Folders of a tiny decoder and a tiny encoder-decoder."""
+    folder = tmp_path_factory.mktemp("language")
+    return {family: save_language_model(folder / family, family) for family in ("llama", "t5")}
+
+
+@pytest.mark.parametrize("case", LANGUAGE)
+def test_bad_flags_of_language_models(toy_flags, language_models, tiny_bert, tmp_path, case):
+    family, flags, message = LANGUAGE[case]
+    model = {**language_models, "bert": tiny_bert}[family]
+    with pytest.raises(UserError, match=message):
+        train.main([*toy_flags, "--model_name", model, *flags])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("family, flags", [("t5", T5), ("llama", CAUSAL)])
+def test_a_text_without_a_token_in_a_prompt(toy_flags, language_models, tmp_path, family, flags):
+    """The prompt has tokens enough; the text must have some of its own."""
+    for text in ("  ", "\u200b\u00ad"):
+        write_jsonl(tmp_path / "bad.jsonl", [GOOD, {"text": text, "label": "blue"}])
+        with pytest.raises(UserError, match=r"line 2: .*(no token|is empty)"):
+            train.main(
+                [
+                    *toy_flags,
+                    "--model_name",
+                    language_models[family],
+                    *flags,
+                    "--train_data",
+                    str(tmp_path / "bad.jsonl"),
+                ]
+            )
 
 
 def test_a_validation_row_over_the_budget_is_no_cut_of_its_own(toy_flags, tmp_path):

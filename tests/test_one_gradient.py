@@ -29,11 +29,14 @@ LOSSES = {  # name: (kind of rows, flags)
     "bce-weights": ("list", ["--class_weights", "balanced", "--label_smoothing", "0.05"]),
     "bce-focal": ("list", ["--loss", "focal", "--class_weights", "effective", "--focal_alpha", "0.3"]),
 }
+LORA = ["--lora_rank", "4", "--lora_dropout", "0.2"]
 OTHERS = {  # name: (flags, types)
     "attention": (["--head", "mlp", "--pooling", "attention"], ["float32"]),  # its softmax is float32 always
     "residual": (["--head", "residual", "--pooling", "mean_max"], list(BOUND)),
     "mean": (["--head", "linear", "--pooling", "mean"], list(BOUND)),
     "recomputed": (["--gradient_checkpointing"], list(BOUND)),
+    "lora": (LORA, list(BOUND)),
+    "lora, recomputed": ([*LORA, "--gradient_checkpointing"], ["float32"]),
 }
 NO_DROPOUT = ["--dropout", "0"]  # without it the model's own: 0.1, of attention too
 WHOLE = ["--max_tokens", "4096", "--packing", "on"]  # one cut; padded ones are cut where padding is least
@@ -57,7 +60,7 @@ def first_gradient(flags: list[str], number: str = "float32", harm=None) -> torc
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", catch)
         if number == "float64":
-            build, weigh = train.build_encoder, train.class_weights
+            build, weigh = train.build_model, train.class_weights
 
             def in_float64(*args, **kwargs):
                 model, notes = build(*args, **kwargs)
@@ -67,7 +70,9 @@ def first_gradient(flags: list[str], number: str = "float32", harm=None) -> torc
                 weights = weigh(*args)
                 return None if weights is None else weights.astype(np.float64)
 
-            patch.setattr(train, "build_encoder", in_float64)
+            add = train.add_lora
+            patch.setattr(train, "add_lora", lambda m, *args, **kw: (add(m, *args, **kw), m.double()))
+            patch.setattr(train, "build_model", in_float64)
             patch.setattr(train, "class_weights", weights_in_float64)
         if harm:
             harm(patch)
@@ -254,6 +259,7 @@ def jobs_of(flags_of) -> dict[str, tuple[list[str], str]]:
         for number, how in zip(BOUND, GRID[:2][:: -1 if k % 2 else 1]):
             jobs[f"{loss}, {how[-1]}, {number}"] = [*flags_of(kind), *flags, *how], number
     jobs["no dropout"] = [*flags_of("one"), *NO_DROPOUT, *GRID[2]], "float32"
+    jobs["lora"] = [*flags_of("one"), *LORA, *GRID[0]], "float32"
     jobs["no row"] = [*flags_of("one"), "--batch_size", "1", *GRID[2]], "float64"
     jobs["overlap"] = [*flags_of("one"), *GRID[1], "--overlap"], "float64"
     return jobs

@@ -90,6 +90,8 @@ class Faults:
             self.cut += 1
             if self.is_due("forward", self.cut) or (self.attempt and self.row in cut.rows.tolist()):
                 self.fail()
+            if not torch.is_grad_enabled():
+                return forward(model, cut)
             if not (self.is_due("backward", self.cut) or (self.first_probe and not self.raised)):
                 return forward(model, cut)
             layer = model.inner.base_model.encoder.layer[0]  # half of the gradients are there by then

@@ -33,6 +33,7 @@ RESUMED = {
     "weighted": ["--sampler", "weighted", "--schedule", "cosine", "--log_steps", "4"],
     "bf16": ["--amp", "bf16", "--log_steps", "5"],
     "fp16": ["--amp", "fp16", "--max_tokens", "50"],
+    "lora": ["--lora_rank", "4", "--lora_dropout", "0.2", "--lora_b_ratio", "16", "--lora_rslora"],
     "mean": ["--head", "residual", "--pooling", "attention", "--layer_decay", "0.8", "--max_tokens", "64"],
 }
 

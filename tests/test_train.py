@@ -134,21 +134,23 @@ def test_two_ranks_score_every_row_once(toy_flags, tmp_path):
 
 def test_only_what_the_head_uses_is_trained(toy_flags, tiny_bert, tmp_path):
     run = train.main([*toy_flags, "--head", "linear", "--pooling", "mean", "--weight_decay", "0.5"])["run"]
-    before, after = load_file(Path(tiny_bert) / "model.safetensors"), weights(run)
+    before, after = (
+        load_file(Path(folder) / "model.safetensors") for folder in (tiny_bert, f"{run}/final_model")
+    )
     assert not any(name.startswith("pooler") for name in after)
     assert all(not torch.equal(before[name], after[name]) for name in after)
 
 
 def test_unused_parameters_stay_as_they_are(toy_flags, tiny_bert, monkeypatch):
     """A weight without a gradient must not decay: with several ranks it would get zeros for one."""
-    build = train.build_encoder
+    build = train.build_model
 
     def with_spare(*args, **kwargs):
         model, notes = build(*args, **kwargs)
         model.model.spare = torch.nn.Linear(3, 3)
         return model, notes
 
-    monkeypatch.setattr(train, "build_encoder", with_spare)
+    monkeypatch.setattr(train, "build_model", with_spare)
     run = train.main([*toy_flags, "--weight_decay", "0.5"])["run"]
     torch.manual_seed(0)
     record = json.loads((Path(run) / "run.json").read_text())

@@ -6,8 +6,8 @@ import pytest
 import torch
 import transformers
 
-from archs.dropout import MASKS, dropout, kept_scale, sixteenth_bits
-from archs.loading import attention_dropout, build_encoder, check_exact_dropout
+from archs.build import build_model
+from archs.dropout import MASKS, attention_dropout, check_exact_dropout, dropout, kept_scale, sixteenth_bits
 from core.dist import step_seed
 from core.errors import UserError
 from tests.conftest import tiny_config
@@ -236,7 +236,7 @@ def test_attention_dropout_sets_that_of_attention_alone(family):
 
 def test_attention_dropout_goes_before_dropout():
     config = tiny_config("bert")
-    build_encoder("m", config, ["a", "b"], False, "model", "", 0.3, "auto", False, attention_drop=0.0)
+    build_model("m", config, ["a", "b"], False, "model", "", 0.3, "auto", False, attention_drop=0.0)
     assert (config.hidden_dropout_prob, config.attention_probs_dropout_prob) == (0.3, 0.0)
     gpt2 = transformers.GPT2Config(attn_pdrop=0.2, resid_pdrop=0.4)
     assert attention_dropout(gpt2) == 0.2

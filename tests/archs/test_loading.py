@@ -12,15 +12,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from archs import loading
-from archs.dropout import Dropout
-from archs.loading import (
-    build_encoder,
-    load_config,
-    load_tokenizer,
-    longest_input,
-    resolve_name,
-    set_dropout,
-)
+from archs.build import build_model
+from archs.dropout import Dropout, set_dropout
+from archs.loading import load_config, load_tokenizer, longest_input, resolve_name
 from core.errors import UserError
 from tests.conftest import save_tiny, tiny_config, tiny_tokenizer
 
@@ -29,8 +23,8 @@ NAMES = ["red", "green", "blue"]
 
 
 def build(folder: str, head: str = "model", dropout: float | None = None, multi_label: bool = False, **extra):
-    """build_encoder with the settings most tests share."""
-    return build_encoder(
+    """build_model with the settings most tests share."""
+    return build_model(
         folder, load_config(folder), NAMES, multi_label, head, "mean", dropout, "auto", **extra
     )
 
@@ -110,8 +104,11 @@ def test_a_folder_without_a_tokenizer(family, tmp_path):
 
 def test_an_encoder_decoder_is_refused(tmp_path):
     transformers.T5Config(d_model=16, num_layers=1, num_heads=2).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"is an encoder-decoder \(t5\), not a bert-type encoder"):
-        load_config(str(tmp_path))
+    with pytest.raises(
+        UserError, match=r"is an encoder-decoder \(t5\), not an encoder: give --architecture t5"
+    ):
+        load_config(str(tmp_path), "bert")
+    assert load_config(str(tmp_path), "t5").model_type == load_config(str(tmp_path)).model_type == "t5"
 
 
 def test_an_architecture_without_its_own_head(tmp_path):
@@ -121,7 +118,7 @@ def test_an_architecture_without_its_own_head(tmp_path):
     with pytest.raises(
         UserError, match=r"--head model: transformers has no such model for clip_text_model.*linear"
     ):
-        build_encoder(str(tmp_path), config, NAMES, False, "model", "mean", None, "auto")
+        build_model(str(tmp_path), config, NAMES, False, "model", "mean", None, "auto")
 
 
 def test_a_tokenizer_without_padding(tmp_path):
@@ -177,7 +174,7 @@ def dropouts(model: nn.Module) -> dict[str, float]:
 @pytest.mark.parametrize("p", [0.0, 0.3])
 def test_dropout_sets_every_dropout(family, head, p):
     config = tiny_config(family)
-    model, _ = build_encoder(family, config, NAMES, False, head, "mean", p, "auto", pretrained=False)
+    model, _ = build_model(family, config, NAMES, False, head, "mean", p, "auto", pretrained=False)
     found = dropouts(model)
     assert len(found) >= 5
     assert set(found.values()) == {p}, found
@@ -185,9 +182,7 @@ def test_dropout_sets_every_dropout(family, head, p):
 
 
 def test_bite_one_dropout_that_was_forgotten():
-    model, _ = build_encoder(
-        "m", tiny_config("modernbert"), NAMES, False, "model", "mean", 0.3, "auto", False
-    )
+    model, _ = build_model("m", tiny_config("modernbert"), NAMES, False, "model", "mean", 0.3, "auto", False)
     model.inner.model.layers[1].attn.attention_dropout = 0.1
     assert set(dropouts(model).values()) == {0.1, 0.3}
 
@@ -238,7 +233,7 @@ def test_a_checkpoint_with_holes_is_warned_of(tmp_path):
     folder = save_tiny(tmp_path)
     config = load_config(folder)
     config.num_hidden_layers = 3
-    _, notes = build_encoder(folder, config, NAMES, False, "model", "mean", None, "auto")
+    _, notes = build_model(folder, config, NAMES, False, "model", "mean", None, "auto")
     assert any(
         note.startswith("WARNING: 16 weights of the backbone are not in the checkpoint") for note in notes
     )

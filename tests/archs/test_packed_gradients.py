@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from archs import attention as attention_file
-from archs import loading
+from archs import build as build_file
+from archs.build import build_model, recompute_activations
 from archs.dropout import MASKS, Dropout, Masks
-from archs.loading import build_encoder, recompute_activations
 from core.packing import Blocks
 from tests.conftest import tiny_config
 from tests.helpers import cut_of
@@ -31,7 +31,7 @@ def build(
     """A random classifier in training mode."""
     torch.manual_seed(0)
     kind, pooling = ("model", "") if head == "model" else ("mlp", head)
-    model, _ = build_encoder(
+    model, _ = build_model(
         family,
         tiny_config(family),
         ["a", "b", "c"],
@@ -139,10 +139,10 @@ def layers_drawn(monkeypatch, model: nn.Module, packed: bool) -> list[int]:
 def one_block(init):
     """Blocks of like length, however unlike: a mask is then drawn once a layer."""
 
-    def call(self, lengths):
+    def call(self, *args):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("core.packing.BLOCK_COST", 10**9)
-            init(self, lengths)
+            init(self, *args)
 
     return call
 
@@ -190,6 +190,6 @@ def test_recomputed_activations_give_the_same_gradient(family, packed):
 def test_bite_recomputing_with_other_masks(monkeypatch):
     model = build("bert", "mean", 0.1, None)
     wanted = gradient(model, WHOLE, packed=True)
-    monkeypatch.setattr(loading, "same_masks_again", lambda: (nullcontext(), nullcontext()))
+    monkeypatch.setattr(build_file, "same_masks_again", lambda: (nullcontext(), nullcontext()))
     recompute_activations(model.inner)  # layers are counted on
     assert distance(wanted, gradient(model, WHOLE, packed=True)) > 0.05

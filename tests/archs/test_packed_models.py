@@ -11,7 +11,7 @@ from transformers import AttentionInterface, AutoModel
 
 from archs import probes
 from archs.attention import NAME, attention
-from archs.loading import build_encoder
+from archs.build import build_model
 from archs.pooling import POOLINGS
 from archs.probes import can_pack, choose_packing
 from core.batches import Cut
@@ -30,7 +30,7 @@ def build(family: str, head: str = "model", attention: str = "auto", **changes) 
     torch.manual_seed(0)
     kind, pooling = ("model", "") if head == "model" else ("linear", head)
     config = tiny_config(family, **changes)
-    model, _ = build_encoder(family, config, ["a", "b", "c"], False, kind, pooling, None, attention, False)
+    model, _ = build_model(family, config, ["a", "b", "c"], False, kind, pooling, None, attention, False)
     return model.eval()
 
 

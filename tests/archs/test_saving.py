@@ -9,8 +9,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
+from archs.build import build_model
 from archs.heads import HEADS
-from archs.loading import build_encoder, load_config, load_tokenizer
+from archs.loading import load_config, load_tokenizer
 from archs.pooling import POOLINGS
 from archs.saving import load_model, load_weights, save_model
 from core.errors import UserError
@@ -30,7 +31,7 @@ TEXTS = [
 def build(folder: str, head: str = "model", pooling: str = "mean", multi_label: bool = False, seed: int = 0):
     """A classifier whose every weight is moved a little, as after training, and its tokenizer."""
     torch.manual_seed(seed)
-    model, _ = build_encoder(folder, load_config(folder), NAMES, multi_label, head, pooling, 0.1, "auto")
+    model, _ = build_model(folder, load_config(folder), NAMES, multi_label, head, pooling, 0.1, "auto")
     with torch.no_grad():
         for param in model.parameters():
             param.add_(0.1 * torch.randn_like(param))
@@ -41,7 +42,8 @@ def save(
     folder, model, tokenizer, head: str = "model", pooling: str = "mean", multi_label: bool = False
 ) -> str:
     """save_model with what load_model needs to know."""
-    about = {"head": head, "pooling": pooling, "label_names": NAMES, "multi_label": multi_label}
+    about = {"architecture": "bert", "head": head, "pooling": pooling}
+    about |= {"label_names": NAMES, "multi_label": multi_label}
     save_model(folder, model, tokenizer, about | {"attention": "auto", "max_length": 32})
     return str(folder)
 
@@ -78,7 +80,7 @@ def test_transformers_gives_the_same_scores(family, multi_label, tmp_path):
     found = theirs(input_ids=ids, attention_mask=mask).logits
     assert is_same(found, ours)
     # bite: before "training" the scores were others
-    base, _ = build_encoder(
+    base, _ = build_model(
         str(tmp_path / "base"), load_config(folder), NAMES, multi_label, "model", "", 0.1, "auto"
     )
     assert not is_same(scores(base.eval(), tokenizer), ours)

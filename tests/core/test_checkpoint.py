@@ -8,10 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from core import checkpoint
-from core.checkpoint import last_checkpoint, load_checkpoint, read_state, save_checkpoint, unshared
+from core.checkpoint import (
+    last_checkpoint,
+    load_checkpoint,
+    read_state,
+    save_checkpoint,
+    trained_state,
+    unshared,
+)
 from core.errors import UserError
 from tests.conftest import Killed, full_disk, killed_at
 
@@ -30,7 +38,8 @@ class Tied(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, 11)
         self.out.weight = self.embed.weight
-        self.frozen = nn.Parameter(torch.randn(3), requires_grad=False)
+        base = torch.randn(3, generator=torch.Generator().manual_seed(7))  # whatever the seed of the rest
+        self.frozen = nn.Parameter(base, requires_grad=False)
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def forward(self, ids):
@@ -129,6 +138,16 @@ def test_tied_weights_are_written_once():
         "f": torch.zeros(0),
     }
     assert set(unshared(state)) == {"a", "b", "c", "e", "f"}
+
+
+def test_frozen_weights_are_not_written(tmp_path):
+    """They are built again from the same base: a LoRA run's checkpoint is as small as its adapter."""
+    model, optimizer = build()
+    assert set(trained_state(model)) == set(unshared(model.state_dict())) - {"frozen"}
+    model.embed.weight.requires_grad_(False)  # under both of its names
+    assert set(trained_state(model)) == {"norm.weight", "norm.bias", "out.bias", "count"}
+    save_checkpoint(tmp_path, 1, model, optimizer, {})
+    assert set(load_file(tmp_path / "step_00000001" / "model.safetensors")) == set(trained_state(model))
 
 
 def test_the_newest_is_found(tmp_path):

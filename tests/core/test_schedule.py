@@ -7,7 +7,9 @@ import torch
 import transformers
 from torch import nn
 
-from archs.loading import build_encoder
+from archs.adapters import whole_modules
+from archs.build import build_model
+from archs.lora import add_lora, find_targets
 from core.schedule import (
     SCHEDULES,
     auto_epochs,
@@ -127,6 +129,11 @@ def test_warmup_is_a_share_below_one_and_steps_from_one_on(warmup, num_steps, ex
 
 def test_auto_values():
     assert [auto_learning_rate(n) for n in (22e6, 110e6, 340e6)] == [1e-4, 3e-5, 1e-5]
+    assert [auto_learning_rate(n, "t5") for n in (80e6, 220e6)] == [3e-4, 1e-4]
+    for family in ("bert", "t5", "causal"):  # LoRA: ten times as much, by the size of the whole model
+        assert auto_learning_rate(7e9, family, lora=True) == pytest.approx(
+            10 * auto_learning_rate(7e9, family)
+        )
     # 200 steps an epoch: 3 epochs are 600; 100 steps: 6; 6 steps: 100, so 10; many: 3
     assert [auto_epochs(n, 16) for n in (3200, 1600, 96, 10**6)] == [3, 6, 10, 3]
 
@@ -136,7 +143,7 @@ def test_auto_values():
 
 def tiny_model(family: str, head: str = "model") -> nn.Module:
     """A random classifier of two layers."""
-    return build_encoder(
+    return build_model(
         family, tiny_config(family), ["a", "b", "c"], False, head, "attention", None, "eager", False
     )[0]
 
@@ -171,6 +178,38 @@ def test_every_parameter_is_in_one_group(family, head, layer_decay):
     if layer_decay == 1:
         assert [(group["weight_decay"], group["lr"]) for group in groups] == [(0.01, 1e-3), (0.0, 1e-3)]
     torch.optim.AdamW(groups, lr=1e-3, fused=True)
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+@pytest.mark.parametrize("head", ["model", "residual"])
+def test_b_of_lora_has_a_rate_of_its_own(head, layer_decay):
+    model = tiny_model("bert", head)
+    add_lora(model.inner, find_targets(model.inner, ""), 2, 4.0, keep_trained=whole_modules(model))
+    params = dict(model.named_parameters())
+    for ratio in (1.0, 16.0):
+        groups = parameter_groups(model, 1e-3, 0.01, layer_decay, 2, ratio)
+        check_groups(model, groups, 0.01)
+        rates = {id(param): group["peak_lr"] for group in groups for param in group["params"]}
+        assert len(rates) < len(params)  # the base is in no group
+        for name, param in params.items():
+            if param.requires_grad:
+                rate = (
+                    1e-3
+                    * layer_decay ** (3 - layer_depth(name, 2))
+                    * (ratio if name.endswith("lora_B") else 1)
+                )
+                assert rates[id(param)] == pytest.approx(rate), name
+        if layer_decay == 1:
+            assert len(groups) == 2 + (ratio != 1)  # no group of its own at the same rate
+        assert groups[-1]["peak_lr"] == 1e-3  # the one that the log names
+        torch.optim.AdamW(groups, lr=1e-3, fused=True)
+
+
+def test_the_rate_in_the_log_is_not_b_s():
+    model = nn.ModuleDict({"dense": nn.Linear(4, 4)})
+    add_lora(model, ["dense"], 2, 4.0)
+    groups = parameter_groups(model, 1e-3, 0.01, 1.0, 2, 16.0)
+    assert [group["peak_lr"] for group in groups] == [16e-3, 1e-3]
 
 
 @pytest.mark.parametrize("harm", ["twice", "missing", "decayed bias"])

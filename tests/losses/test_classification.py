@@ -9,10 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from core.errors import UserError
 from losses.classification import (
     LOSSES,
+    answer_loss,
     binary_cross_entropy,
     binary_focal,
+    choose_word_loss,
     cross_entropy,
     focal,
     loss_denominator,
@@ -20,7 +23,7 @@ from losses.classification import (
 )
 
 LOG = math.log
-NAMES = [("ce", False), ("focal", False), ("bce", True), ("focal", True)]
+NAMES = [("ce", False), ("focal", False), ("vocab", False), ("bce", True), ("focal", True)]
 
 
 def batch(multi_label: bool, num_rows: int = 7, num_classes: int = 3, seed: int = 0, dtype=torch.float64):
@@ -59,6 +62,55 @@ def test_focal_by_hand():
     assert focal(LOGITS, LABELS).item() == pytest.approx(expected)
     expected = 2 * LOG(4 / 3) / 16 + 3 * LOG(2) / 4 + 2 * 16 / 25 * LOG(5)
     assert focal(LOGITS, LABELS, WEIGHTS).item() == pytest.approx(expected)
+
+
+def test_answer_loss_by_hand():
+    # chances of whole words, among others that no class has: 1/2, 1/5; 1/10, 3/10; 1/8, 1/2
+    scores = torch.tensor([[0.5, 0.2], [0.1, 0.3], [0.125, 0.5]]).log()
+    assert answer_loss(scores, LABELS).item() == pytest.approx(LOG(2) + LOG(10 / 3) + LOG(8))
+    expected = 2 * LOG(2) + 3 * LOG(10 / 3) + 2 * LOG(8)
+    assert answer_loss(scores, LABELS, WEIGHTS).item() == pytest.approx(expected)
+    denom = loss_denominator(LABELS.numpy(), WEIGHTS.numpy())
+    assert answer_loss(scores, LABELS, WEIGHTS).item() / denom == pytest.approx(expected / 7)
+    assert make_loss("vocab", False, WEIGHTS, 0.0, 2.0)(scores, LABELS).item() == pytest.approx(expected)
+    # over the classes alone the rest of the vocabulary does not count: 5/7, 3/4, 1/5 of the two
+    assert cross_entropy(scores, LABELS).item() == pytest.approx(LOG(7 / 5) + LOG(4 / 3) + LOG(5))
+
+
+WORD_LOSSES = [  # --word_loss, the loss that --loss means, head, architecture, smoothing, what is taken
+    ("auto", "ce", "words", "t5", 0.0, "ce"),
+    ("auto", "ce", "words", "causal", 0.0, "vocab"),
+    ("auto", "ce", "words", "causal", 0.1, "ce"),
+    ("auto", "focal", "words", "causal", 0.0, "focal"),
+    ("auto", "focal", "words", "t5", 0.0, "focal"),
+    ("classes", "ce", "words", "causal", 0.0, "ce"),
+    ("classes", "focal", "words", "t5", 0.1, "focal"),
+    ("vocab", "ce", "words", "t5", 0.0, "vocab"),
+    ("vocab", "ce", "words", "causal", 0.0, "vocab"),
+    ("auto", "ce", "model", "bert", 0.1, "ce"),
+    ("auto", "bce", "linear", "causal", 0.0, "bce"),
+    ("vocab", "ce", "words", "t5", 0.1, "--word_loss vocab: leaves nothing for --label_smoothing to do"),
+    ("vocab", "focal", "words", "causal", 0.0, "--word_loss vocab: leaves nothing for --loss focal to do"),
+    (
+        "vocab",
+        "ce",
+        "linear",
+        "t5",
+        0.0,
+        "--word_loss vocab: needs label words for an answer, not --head linear",
+    ),
+    ("classes", "ce", "model", "bert", 0.0, "--word_loss classes: needs label words .*, not --head model"),
+]
+
+
+@pytest.mark.parametrize("word_loss, loss, head, architecture, smoothing, taken", WORD_LOSSES)
+def test_the_loss_over_words(word_loss, loss, head, architecture, smoothing, taken):
+    args = word_loss, loss, head, architecture, smoothing
+    if not taken.startswith("--"):
+        assert choose_word_loss(*args) == taken
+        return
+    with pytest.raises(UserError, match=taken):
+        choose_word_loss(*args)
 
 
 # several labels: sigmoid of log 3, -log 3, 0 is 3/4, 1/4, 1/2

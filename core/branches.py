@@ -1,0 +1,36 @@
+"""A prefix read once and branches behind it: every branch sees the prefix and itself, and no other branch.
+
+For label words behind a prompt, and for the K candidates of a question. A branch's tokens stand at the places that
+follow the prefix, as if it were alone behind it. P prefix tokens, N tokens of the row.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+
+def branch_row(prefix: np.ndarray, branches: Sequence[Sequence[int]]) -> tuple[np.ndarray, ...]:
+    """One row of a prefix and its branches.
+
+    Args:    prefix: (P,) token ids, P >= 1 | branches: token ids of each; an empty one adds nothing.
+    Returns: (N,) ids | (N,) each token's place: P, P + 1, ... from the start of every branch |
+             (N,) each token's branch: 0 for the prefix, k + 1 for branches[k].
+    """
+    sizes = [len(branch) for branch in branches]
+    ids = np.concatenate([prefix, *(np.asarray(branch, np.int64) for branch in branches if len(branch))])
+    place = np.concatenate([np.arange(len(prefix)), *(len(prefix) + np.arange(size) for size in sizes)])
+    return ids, place, np.repeat(np.arange(len(sizes) + 1), [len(prefix), *sizes])
+
+
+def branch_mask(branch: torch.Tensor, place: torch.Tensor, window: int | None = None) -> torch.Tensor:
+    """What sees what in rows of a prefix and branches, read from left to right.
+
+    Args:    branch, place: (..., T) int64, see branch_row | window: tokens that far apart or farther do not see each
+             other; None: all do.
+    Returns: (..., T, T) bool, True where the query (row) sees the key (column).
+    """
+    query, key = branch[..., :, None], branch[..., None, :]
+    ahead = place[..., :, None] - place[..., None, :]
+    seen = ((key == 0) | (key == query)) & (ahead >= 0)
+    return seen if window is None else seen & (ahead < window)

@@ -1,0 +1,45 @@
+"""The flags that say which model is trained and how its answer is read: for every loop that loads one."""
+
+from core.flags import Parser, number
+
+
+# fmt: off
+def add_model_flags(parser: Parser) -> None:
+    """Architecture, head, prompt, dropout, attention."""
+    flag = parser.add_argument_group("model").add_argument
+    flag("--architecture", choices=("bert", "t5", "causal"), default="bert",
+         help="bert: any encoder that transformers has; t5: any encoder-decoder; causal: any decoder")
+    flag("--approach", choices=("encoder", "generative"),
+         help="another name: encoder is --architecture bert, generative is --architecture causal")
+    flag("--model_name", default="builtin:minilm", help="builtin:minilm, a hub name, or a model folder")
+    flag("--head", choices=("auto", "model", "words", "last", "linear", "mlp", "residual"), default="auto",
+         help="model: the architecture's own; words: the answer is a label word; last: linear on the last token; the "
+              "others stand on --pooling; auto: model for bert, words for t5 and causal")
+    flag("--pooling", choices=("cls", "mean", "mean_max", "attention", "last"), default="mean",
+         help="token states to one vector, for --head linear, mlp and residual")
+    flag("--t5_head", choices=("words", "encoder"), default="words",
+         help="words: the decoder answers; encoder: no decoder, the encoder's states are pooled, with a head")
+    flag("--prompt", default="", metavar="TEXT",
+         help="what stands around {text}, \\n is a line break; default with label words: 'classify: {text}' for t5, "
+              "'{text}\\nAnswer:' for causal; else the text alone")
+    flag("--chat", action="store_true", help="the prompt as a user's turn in the tokenizer's chat template")
+    flag("--label_words", default="", metavar="A=word,B=word|FILE",
+         help="the word that answers for each label, or JSON of {label: word}; default: the labels themselves")
+    flag("--dropout", type=number(float, 0, 0.99), help="every dropout of model and head; default: the model's own")
+    flag("--attention_dropout", type=number(float, 0, 0.99), help="of attention alone; default: as --dropout")
+    flag("--attention", default="auto", help="auto (ours where it fits), or a name transformers knows: eager, sdpa")
+
+
+def add_lora_flags(parser: Parser) -> None:
+    """Low-rank adapters beside a frozen base."""
+    flag = parser.add_argument_group("LoRA").add_argument
+    flag("--lora_rank", type=number(int, 0), default=0, help="rank of the adapters; 0: train all weights")
+    flag("--lora_alpha", type=number(float, 1e-3, auto=True), default="auto",
+         help="the update is scaled by alpha / rank; auto: twice the rank")
+    flag("--lora_dropout", type=number(float, 0, 0.99), default=0.0, help="of the adapters' input alone")
+    flag("--lora_targets", default="", metavar="REGEX",
+         help="whole names of the modules adapted; default: every linear module of the layers (attention and MLP)")
+    flag("--lora_rslora", action="store_true", help="rank-stabilised: scale by alpha / sqrt(rank)")
+    flag("--lora_b_ratio", type=number(float, 1e-3), default=1.0,
+         help="learning rate of the B matrices over that of A (LoRA+: 16, say)")
+# fmt: on

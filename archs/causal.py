@@ -36,7 +36,7 @@ class WordDecoder(nn.Module):
     def _places(self, cut: Cut) -> torch.Tensor:
         """(B, S) indices into all states, row by row: the prompt's last, then those of the words behind it.
 
-        Padded rows that stand once for each word give (B x C, m).
+        Padded rows that stand once for each branch give (B x branches, m).
         """
         table = self.words
         device = cut.ids.device
@@ -64,8 +64,8 @@ class WordDecoder(nn.Module):
             self._wanted = self._states = None
         places = self.words.behind
         if cut.cu_seqlens is None and self.words.width > 1:
-            num_classes = len(self.words.answers)
-            states = states.reshape(-1, num_classes * self.words.width, states.shape[-1])
+            num_rows = len(cut.ids) // len(self.branches)
+            states = states.reshape(num_rows, -1, states.shape[-1])
             logits = logits.reshape(*states.shape[:2], -1)
             places = self.words.apart
         head = self.model.get_output_embeddings()

@@ -5,7 +5,8 @@ decoder row, each with a start token of its own, under a block mask: the encoder
 not once a word. T5's positions are distances, so a word computes there what it would alone; where a probe finds that
 a model's are not (BART), the rows are repeated for each word.
 
-B rows, T padded tokens, C classes, m tokens of the longest word, D width.
+B rows, T padded tokens, C classes, P beginnings of words to be read (those that words share, once), m tokens of the
+longest word, D width.
 """
 
 import torch
@@ -36,22 +37,32 @@ class WordEncoderDecoder(nn.Module):
         self.model, self.words, self.exact = model, WordTable(answers), has_plain_head(model)
         self.together = True  # the words of a row in one decoder row
         table = self.words
-        ids = torch.full((len(answers), table.width), start_token(model))  # (C, m)
-        ids[:, 1:] = table.tokens[:, :-1]  # behind the start token, the word but for its last
-        if table.width == 1:
-            ids = ids[:1]
+        read = table.branches or [()]
+        ids = torch.full((len(read), table.width), start_token(model))  # (P, m)
+        for k, part in enumerate(read):  # behind the start token, the words but for their last
+            ids[k, 1 : 1 + len(part)] = torch.tensor(part, dtype=torch.int64)
         word = torch.arange(len(ids)).repeat_interleave(table.width)
         index = torch.arange(len(word))
         seen = (word[:, None] == word) & (index[:, None] >= index)
         self.register_buffer("decoder_ids", ids, persistent=False)
-        self.register_buffer("seen", seen, persistent=False)  # (C m, C m)
-        self._states: torch.Tensor | None = None
-        model.get_output_embeddings().register_forward_pre_hook(self._keep)
+        self.register_buffer("seen", seen, persistent=False)  # (P m, P m)
+        asked = [0, *(k * table.width + j for k, part in enumerate(read) for j in range(1, 1 + len(part)))]
+        self.register_buffer("asked", torch.tensor(asked), persistent=False)  # (S,) of a row's P m states
+        self._asks, self._states = False, None
+        model.get_output_embeddings().register_forward_pre_hook(self._select)
         if table.width > 1:
             self.together = self._words_are_apart()
 
-    def _keep(self, module: nn.Module, inputs: tuple) -> None:
-        self._states = inputs[0]
+    def _select(self, module: nn.Module, inputs: tuple) -> tuple | None:
+        """The head's input, cut down to the states that are asked for where the words stand in one row: every word's
+        start token has the same state, and the head is as wide as the vocabulary."""
+        if not self._asks:  # it generates
+            return None
+        (self._states,) = inputs
+        if self.words.width == 1 or not self.together:
+            return None
+        self._states = self._states.index_select(1, self.asked)
+        return (self._states,)
 
     def forward(self, cut: Cut) -> torch.Tensor:
         """(B, C) scores of a padded cut of B rows."""
@@ -66,7 +77,7 @@ class WordEncoderDecoder(nn.Module):
         if table.width == 1:
             ids, places = ids.expand(batch, 1), table.behind
         elif self.together:
-            ids, places = ids.reshape(1, -1).expand(batch, -1), table.apart
+            ids, places = ids.reshape(1, -1).expand(batch, -1), table.behind
             dtype = encoded.dtype
             kind = encoded.device.type
             if torch.is_autocast_enabled(kind):
@@ -79,15 +90,18 @@ class WordEncoderDecoder(nn.Module):
             ids = ids.repeat(batch, 1)
             encoded = encoded.repeat_interleave(count, dim=0)
             mask = None if mask is None else mask.repeat_interleave(count, dim=0)
-        out = self.model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
-            attention_mask=mask,
-            decoder_input_ids=ids,
-            use_cache=False,
-            **extra,
-        )
-        states, self._states = self._states, None
-        states = states.reshape(batch, -1, states.shape[-1])  # (B, C m, D)
+        self._asks = True
+        try:
+            out = self.model(
+                encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
+                attention_mask=mask,
+                decoder_input_ids=ids,
+                use_cache=False,
+                **extra,
+            )
+            states = self._states.reshape(batch, -1, self._states.shape[-1])  # (B, S, D)
+        finally:
+            self._asks, self._states = False, None
         logits = out.logits.reshape(batch, states.shape[1], -1)
         return table.scores(states, logits, self.model.get_output_embeddings(), places, self.exact)
 

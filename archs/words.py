@@ -3,36 +3,49 @@
 B rows, S states whose next token is asked for, C classes, m tokens of the longest word, D width, V vocabulary.
 """
 
+import numpy as np
 import torch
 from torch import nn
 
 
+def shared_beginnings(parts: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The fewest of these tuples that each of them begins. T5 splits "TP" and "FP" into one first token and another,
+    so one of them is read for both."""
+    found = []
+    for part in sorted(set(parts), key=len, reverse=True):
+        if part and not any(other[: len(part)] == part for other in found):
+            found.append(part)
+    return sorted(found, key=parts.index)
+
+
 class WordTable(nn.Module):
-    """The words' tokens, and which of a row's S states predicts which of them."""
+    """The words' tokens, and which of a row's S states predicts which of them.
+
+    States stand side by side (`behind`: the prompt's last, then those behind it), or m of them for each of `branches`
+    (`apart`: the prompt's last and those behind it, once for each).
+    """
 
     def __init__(self, answers: list[tuple[int, ...]]):
         super().__init__()
-        sizes = [len(answer) for answer in answers]
-        width = max(sizes)
-        starts = [1 + sum(size - 1 for size in sizes[:k]) for k in range(len(sizes))]
-        tokens = [[*answer, *[0] * (width - len(answer))] for answer in answers]
-        keep = [[j < size for j in range(width)] for size in sizes]
-        behind = [
-            [0 if j == 0 or j >= size else first + j - 1 for j in range(width)]
-            for first, size in zip(starts, sizes, strict=True)
-        ]
-        self.answers, self.width = answers, width
-        self.num_states = 1 + sum(size - 1 for size in sizes)
-        for name, values in (("tokens", tokens), ("keep", keep), ("behind", behind)):
-            self.register_buffer(name, torch.tensor(values), persistent=False)
-        # each word by itself: m states a word, one word after the other
-        self.register_buffer("apart", torch.arange(len(sizes) * width).view(-1, width), persistent=False)
-        self.register_buffer("ends", torch.tensor(sizes), persistent=False)
-
-    @property
-    def branches(self) -> list[tuple[int, ...]]:
-        """What must be read behind the prompt: each word but for its last token; empty where all are one token."""
-        return [answer[:-1] for answer in self.answers] if self.width > 1 else []
+        width = max(map(len, answers))
+        read = shared_beginnings([answer[:-1] for answer in answers])
+        starts = np.cumsum(
+            [1, *map(len, read)]
+        ).tolist()  # of each one's states, when they stand side by side
+        tokens, behind, apart = (np.zeros((len(answers), width), np.int64) for _ in range(3))
+        for c, answer in enumerate(answers):
+            tokens[c, : len(answer)] = answer
+            if len(answer) > 1:
+                k = next(k for k, part in enumerate(read) if part[: len(answer) - 1] == answer[:-1])
+                behind[c, 1 : len(answer)] = starts[k] + np.arange(len(answer) - 1)
+                apart[c, : len(answer)] = k * width + np.arange(len(answer))
+        keep = np.arange(width) < np.array([len(answer) for answer in answers])[:, None]
+        self.answers, self.width, self.num_states = answers, width, starts[-1]
+        self.branches = read  # token ids to be read behind the prompt; empty where every word is one token
+        sizes = np.array([1 + len(part) for part in read])
+        parts = {"tokens": tokens, "keep": keep, "behind": behind, "apart": apart, "ends": sizes}
+        for name, values in parts.items():
+            self.register_buffer(name, torch.from_numpy(values), persistent=False)
 
     def scores(
         self, states: torch.Tensor, logits: torch.Tensor, head: nn.Module, places: torch.Tensor, exact: bool

@@ -11,7 +11,7 @@ from tests.archs.test_causal import branches_see_each_other
 from tests.conftest import save_language_model, toy_rows, write_jsonl
 from tests.test_one_gradient import BOUND, CAUGHT, distance, first_gradient, mean_of_means, skewed
 
-SEVERAL = ["--label_words", "red=red rose,green=red grass moss,blue=sea"]  # two share their first token
+SEVERAL = ["--label_words", "red=red rose,green=red grass moss,blue=sea ink"]  # two share their first token
 NO_DROPOUT = ["--dropout", "0"]
 CASES = {  # name: (model, flags)
     "causal, single": ("llama", []),

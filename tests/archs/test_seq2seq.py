@@ -91,7 +91,7 @@ def test_scores_are_those_of_the_chain_rule(family, kind, tmp_path):
     assert is_close(score(model, rows()), wanted)
     assert is_close(torch.cat([score(model, [row]) for row in rows()]), wanted)
     if kind != "single":
-        assert model.together == FAMILIES[family][1]
+        assert model.together == (FAMILIES[family][1] or len(model.words.branches) < 2)
         model.together = False
         assert is_close(score(model, rows()), wanted)
     assert model.exact == (family != "bart, bias")
@@ -105,9 +105,9 @@ def test_a_head_that_is_tied_is_scaled_and_one_that_is_not_is_not(tmp_path):
         assert model.inner.config.scale_decoder_outputs == tied == (family == "t5")
 
 
-@pytest.mark.parametrize("kind, length", [("single", 1), ("several", 9), ("mixed", 12)])
+@pytest.mark.parametrize("kind, length", [("single", 1), ("several", 9), ("mixed", 8)])
 def test_the_encoder_runs_once_and_the_decoder_once(kind, length, tmp_path):
-    """One step where all words are single tokens; otherwise C x m tokens, and keys and values made once a row."""
+    """One step where all words are single tokens; otherwise m for each beginning, and keys and values once a row."""
     model, _ = build("t5", ANSWERS[kind], tmp_path)
     shapes = {"encoder": [], "decoder": [], "keys": []}
     parts = {name: getattr(model.inner, name).final_layer_norm for name in ("encoder", "decoder")}
@@ -134,7 +134,7 @@ def test_the_start_token_is_found_where_the_checkpoint_has_it(where, tmp_path):
     model, _ = build_model(str(tmp_path), config, names, False, "words", "", None, "auto", **kind)
     start = 4 if where == "nowhere" else 7
     assert start_token(model.inner) == start
-    assert model.decoder_ids.tolist() == [[start, 5, 6], [start, 9, 8], [start, 30, 11]]
+    assert model.decoder_ids.tolist() == [[start, 5, 6], [start, 9, start], [start, 30, start]]
     plain.config.decoder_start_token_id = start
     assert is_close(score(model.eval(), rows()), word_scores(plain, rows(), ANSWERS["several"]))
 

@@ -30,13 +30,18 @@ def test_words_of_one_token_by_hand():
 
 def test_words_of_several_tokens_by_hand():
     table = WordTable(MIXED)
-    assert table.branches == [(3, 4), (), (3,)]
-    assert (table.width, table.num_states) == (3, 4)  # the prompt's last, then 3 4, then 3
+    assert table.branches == [(3, 4)]  # the third word's 3 is read with the first's
+    assert (table.width, table.num_states) == (3, 3)  # the prompt's last, then 3 4
     assert table.tokens.tolist() == [[3, 4, 5], [7, 0, 0], [3, 8, 0]]
     assert table.keep.tolist() == [[True, True, True], [True, False, False], [True, True, False]]
-    assert table.behind.tolist() == [[0, 1, 2], [0, 0, 0], [0, 3, 0]]
-    assert table.apart.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
-    assert table.ends.tolist() == [3, 1, 2]
+    assert table.behind.tolist() == [[0, 1, 2], [0, 0, 0], [0, 1, 0]]
+    assert table.apart.tolist() == [[0, 1, 2], [0, 0, 0], [0, 1, 0]]
+    assert table.ends.tolist() == [3]
+    two = WordTable([(3, 4, 5), (7,), (8, 4), (3, 9)])
+    assert two.branches == [(3, 4), (8,)]
+    assert two.behind.tolist() == [[0, 1, 2], [0, 0, 0], [0, 3, 0], [0, 1, 0]]
+    assert two.apart.tolist() == [[0, 1, 2], [0, 0, 0], [3, 4, 0], [0, 1, 0]]
+    assert two.ends.tolist() == [3, 2]
     assert not table.state_dict()  # made from the answers: nothing to save
 
 
@@ -46,8 +51,8 @@ LOG = math.log
 CHANCES = (
     torch.tensor([[1, 2, 3, 4], [4, 3, 2, 1], [1, 1, 1, 7]]) / 10
 )  # of the tokens 0 to 3, in three states
-ANSWERS = [(3, 0), (1,), (3, 2)]
-WANTED = [LOG(0.4) + LOG(0.4), LOG(0.2), LOG(0.4) + LOG(0.1)]
+ANSWERS = [(3, 0), (1,), (2, 2)]
+WANTED = [LOG(0.4) + LOG(0.4), LOG(0.2), LOG(0.3) + LOG(0.1)]
 
 
 class Head(nn.Module):
@@ -64,7 +69,7 @@ def test_scores_by_hand(shift):
     assert found.dtype == torch.float32
     assert found[0].tolist() == pytest.approx(WANTED)
     # words apart: each its own states, of which those past its end are never asked
-    apart = logits[:, [0, 1, 0, 2, 0, 2]]
+    apart = logits[:, [0, 1, 0, 2]]
     assert table.scores(apart[..., :2], apart, Head(), table.apart, False)[0].tolist() == pytest.approx(
         WANTED
     )
@@ -79,7 +84,7 @@ def test_float64_states_have_float64_scores(exact, bias):
     found = table.scores(states, head(states), head, table.behind, exact)
     log_probs = head(states).log_softmax(-1)
     wanted = [log_probs[:, 0, 3] + log_probs[:, 1, 4] + log_probs[:, 2, 5], log_probs[:, 0, 7],
-              log_probs[:, 0, 3] + log_probs[:, 3, 8]]  # fmt: skip
+              log_probs[:, 0, 3] + log_probs[:, 1, 8]]  # fmt: skip
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, torch.stack(wanted, dim=1), rtol=1e-12, atol=0)
 

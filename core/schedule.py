@@ -41,13 +41,14 @@ def auto_learning_rate(num_parameters: int, architecture: str = "bert", lora: bo
 
     Args:    num_parameters: of the whole model, frozen ones too.
     Source:  encoders: Devlin et al. 2019 (2e-5 to 5e-5 for base), Liu et al. 2019 (1e-5 for large); 1e-4 for small
-             ones is an assumption (MiniLM trains well there: BENCHMARKS.md). T5: ten times as much (Raffel et al.
-             2020 use 1e-3 with AdaFactor; transformers' documentation 1e-4 to 3e-4 with AdamW). LoRA: ten times
-             the rate of full fine-tuning (Schulman et al. 2025, "LoRA without regret").
+             ones is an assumption (MiniLM trains well there: BENCHMARKS.md). T5: more (Raffel et al. 2020 use
+             1e-3 with AdaFactor, transformers' documentation 1e-4 to 3e-4 with AdamW); 1e-3 for small ones was better
+             than 3e-4 after 300 steps of trec (BENCHMARKS.md). LoRA: ten times the rate of full fine-tuning
+             (Schulman et al. 2025, "LoRA without regret"); T5 with LoRA as T5.
     """
     rate = 1e-4 if num_parameters < 50e6 else 3e-5 if num_parameters < 200e6 else 1e-5
     if architecture == "t5":
-        rate = 3e-4 if num_parameters < 200e6 else 1e-4
+        return 1e-3 if num_parameters < 100e6 else 3e-4 if num_parameters < 300e6 else 1e-4
     return 10 * rate if lora else rate
 
 

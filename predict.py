@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from archs.generation import generate_answers, label_in
+from archs.generation import generate_answers
 from archs.lora import frozen_dtype
 from archs.probes import choose_packing
 from archs.saving import load_model, read_about
@@ -111,20 +111,23 @@ class Predictor:
         logits[np.concatenate(cuts)] = found
         return logits
 
-    def generate(self, texts: list[str]) -> list[str]:
-        """The text that the model really generates for each, greedily. Raises UserError without label words."""
+    def generate(self, texts: list[str]) -> list[tuple[str, int | None]]:
+        """What the model really says to each text, greedily, and the class whose word that begins with (None: none).
+
+        Raises: UserError for a run without label words.
+        """
         if not self.label_words:
             raise UserError("--generate: this run answers with a head, not with a word")
         ids = [np.asarray(row) for row, _, _ in self.encoder(texts)]
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-        answers = [""] * len(ids)
+        answers = [("", None)] * len(ids)
         for cut in eval_cuts(lengths, self.max_tokens, 0, 1, self.device.type, False):
             with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
                 found = generate_answers(
                     self.model, self.tokenizer, [ids[k] for k in cut], self.device
                 )  # GPU SYNC
-            for k, text in zip(cut, found, strict=True):
-                answers[k] = text
+            for k, answer in zip(cut, found, strict=True):
+                answers[k] = answer
         return answers
 
     def rows(self, logits: np.ndarray) -> list[dict]:
@@ -147,7 +150,7 @@ def load(
 ) -> Predictor:
     """Load a run for prediction.
 
-    Args:    run: a run folder (its best_model/ and the thresholds of its validation/) or a model folder |
+    Args:    run: a run folder (its best_model/, the thresholds of its validation/) or a model folder (its own) |
              device: cuda, cpu, ...; None takes what there is | amp: off (float32, the labels that transformers
              gives), run (as the run was evaluated), auto, bf16, fp16 | max_tokens: tokens a micro-batch.
     Raises:  UserError when the folder is not a run, or the run has no best model yet.
@@ -162,8 +165,8 @@ def load(
             raise UserError(
                 f"{run}: holds no best_model/; expected the folder of a run that was evaluated once"
             )
-        file = run / "validation" / "thresholds.json"
-        tuned = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    file = run / "thresholds.json" if folder == run else run / "validation" / "thresholds.json"
+    tuned = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
@@ -286,6 +289,9 @@ def main(argv=None) -> dict:
     if predictor.multi_label and predictor.thresholds is None:
         print(f"note: {args.run} holds no thresholds: labels hold from 0.5 on", file=sys.stderr)
     row_format, keep = RowFormat(**fields), [name for name in args.keep.split(",") if name]
+    taken = {"label", "labels", "probabilities", "generated"} & set(keep)
+    if taken:
+        raise UserError(f"--keep {args.keep}: the output has a column {min(taken)!r} of its own; keep others")
     bad, labels, logits, num_rows, start = BadRows(args.data), LabelColumn(), [], 0, time.perf_counter()
     num_labels = num_agree = 0
     source = read_rows(args.data, bad, "--data", args.input_format)
@@ -303,10 +309,9 @@ def main(argv=None) -> dict:
                 break
             scores = predictor.scores(texts, pairs)
             if args.generate:
-                for row, text, best in zip(
+                for row, (text, said), best in zip(
                     kept, predictor.generate(texts), scores.argmax(axis=1), strict=True
                 ):
-                    said = label_in(text, predictor.label_words)
                     row["generated"] = text
                     num_labels += said is not None
                     num_agree += said == best
@@ -326,7 +331,8 @@ def main(argv=None) -> dict:
             "generated_agrees_frac": num_agree / num_rows,
         }
         print(
-            f"generated text is a label word in {num_labels} of {num_rows} rows, the best scored one in {num_agree}",
+            f"generated text begins with a label word in {num_labels} of {num_rows} rows, with the best scored one in "
+            f"{num_agree}",
             file=sys.stderr,
         )
     if args.evaluate:

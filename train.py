@@ -50,10 +50,10 @@ from core.logs import Meter, RunLog
 from core.memory import (
     choose_amp, keep_freed_memory, memory_limit, peak_bytes, peak_memory, release_cached, reset_peak,
 )
-from core.model_flags import add_lora_flags, add_model_flags
+from core.model_flags import add_lora_flags, add_model_flags, settle_model_flags
 from core.plan import check_budget, class_balance_weights, make_plan
 from core.profile import StepProfiler, region
-from core.prompts import choose_prompt, label_answers, make_encoder
+from core.prompts import choose_prompt, describe_answers, label_answers, make_encoder
 from core.report import choose_metric, is_better, report_run
 from core.rows import RowFormat, read_class_weights
 from core.runs import RunRecord, run_folder
@@ -80,8 +80,7 @@ def parse_args(argv=None):
     flag("--focal_gamma", type=number(float, 0), default=2.0, help="of --loss focal; 0 is ce or bce")
     flag("--focal_alpha", type=number(float, 0.001, 0.999), help="weight of positives; negatives get 1 - alpha")
     args = parse(parser, argv)
-    if args.approach:
-        args.architecture = {"encoder": "bert", "generative": "causal"}[args.approach]
+    settle_model_flags(args)
     for name in ("train_data", "val_data"):
         if not getattr(args, name):
             raise UserError(f"--{name}: no file given; expected rows in JSON, JSONL or CSV")
@@ -142,22 +141,25 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     multi_label, num_classes = train.multi_label, len(train.label_names)
 
     # -- model: pretrained, the same on every rank; float32, or with LoRA a frozen base in bfloat16 ---------------
-    words = answers = None
+    words, answers, notes = None, None, []
     if head == "words":
         names = args.label_words, train.label_names, multi_label
         words, answers = label_answers(tokenizer, *names, args.architecture, prompt)
+        notes.append(describe_answers(train.label_names, words, answers, prompt))
         if args.architecture == "causal":
             check_room(config, max_length, max(map(len, answers)) - 1)
-    model, notes = build_model(
+    model, found = build_model(
         model_folder, config, train.label_names, multi_label, head, pooling, args.dropout, args.attention,
         attention_drop=args.attention_dropout, architecture=args.architecture, answers=answers,
         dtype=frozen_dtype(amp_dtype) if args.lora_rank else torch.float32,
     )  # fmt: skip
+    notes += found
     lora_alpha = 2.0 * args.lora_rank if args.lora_alpha == "auto" else args.lora_alpha
     if args.lora_rank:
         targets = find_targets(model.inner, args.lora_targets)
         settings = args.lora_rank, lora_alpha, args.lora_dropout, args.lora_rslora
         add_lora(model.inner, targets, *settings, keep_trained=whole_modules(model))
+        notes.append(f"LoRA: rank {args.lora_rank}, alpha {lora_alpha:g}, beside {len(targets)} modules")
     draws_own = draws_own_masks(model)
     check_exact_dropout(args.exact_dropout, config, device, draws_own)
     if draws_own and device.type == "cpu":

@@ -28,8 +28,9 @@ def generate_answers(
     tokenizer: PreTrainedTokenizerBase,
     rows: list[np.ndarray],
     device: torch.device,
-) -> list[str]:
-    """The greedy answer to each row of token ids, special tokens left out; one token more than the longest label word.
+) -> list[tuple[str, int | None]]:
+    """The greedy answer to each row of token ids, as long as the longest label word: its text without special tokens,
+    and the class whose word it begins with, None for none.
 
     Rows are padded together, on the left for a decoder, on the right for an encoder. Cost: GPU a token, SYNC.
     """
@@ -44,23 +45,17 @@ def generate_answers(
         out = model.inner.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
-            max_new_tokens=model.words.width + 1,
+            max_new_tokens=model.words.width,
             do_sample=False,
             num_beams=1,
             pad_token_id=tokenizer.pad_token_id,
         )
-    answers = out[:, longest:] if is_decoder else out
-    return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+    made = (out[:, longest:] if is_decoder else out[:, 1:]).tolist()  # SYNC
+    texts = tokenizer.batch_decode(made, skip_special_tokens=True)
+    return [(text.strip(), begun(ids, model.words.answers)) for text, ids in zip(texts, made, strict=True)]
 
 
-def label_in(text: str, words: list[str]) -> int | None:
-    """Which label word a generated text begins with, whole and followed by no letter or digit; None for none of them.
-
-    Of several, the longest: "maybe so" before "maybe".
-    """
-    found = [
-        k
-        for k, word in enumerate(words)
-        if text.startswith(word) and not text[len(word) : len(word) + 1].isalnum()
-    ]
-    return max(found, key=lambda k: len(words[k]), default=None)
+def begun(ids: list[int], answers: list[tuple[int, ...]]) -> int | None:
+    """The answer that token ids begin with, None for none; of several the longest: "maybe so" before "maybe"."""
+    found = [k for k, answer in enumerate(answers) if tuple(ids[: len(answer)]) == answer]
+    return max(found, key=lambda k: len(answers[k]), default=None)

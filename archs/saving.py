@@ -105,7 +105,11 @@ def load_model(
     source = str(folder)
     if is_adapter:  # a name that is relative to where the run was started is not one here
         name = about["model_name"]
-        source = resolve_name(name if name.startswith("builtin:") else about["base_model"])
+        name = name if name.startswith("builtin:") else about["base_model"]
+        try:
+            source = resolve_name(name)
+        except UserError as error:
+            raise UserError(f"{folder}: holds an adapter, and its base is not there: {error}") from None
     config, tokenizer = load_config(source), load_tokenizer(str(folder))
     model, notes = build_model(
         source, config, names, multi_label, head, pooling, None, attention,

@@ -31,7 +31,7 @@ class WordTable(nn.Module):
         read = shared_beginnings([answer[:-1] for answer in answers])
         starts = np.cumsum(
             [1, *map(len, read)]
-        ).tolist()  # of each one's states, when they stand side by side
+        ).tolist()  # numpy: where the states of each begin, side by side
         tokens, behind, apart = (np.zeros((len(answers), width), np.int64) for _ in range(3))
         for c, answer in enumerate(answers):
             tokens[c, : len(answer)] = answer

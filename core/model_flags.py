@@ -1,5 +1,8 @@
 """The flags that say which model is trained and how its answer is read: for every loop that loads one."""
 
+import argparse
+
+from core.errors import UserError
 from core.flags import Parser, number
 
 
@@ -7,8 +10,8 @@ from core.flags import Parser, number
 def add_model_flags(parser: Parser) -> None:
     """Architecture, head, prompt, dropout, attention."""
     flag = parser.add_argument_group("model").add_argument
-    flag("--architecture", choices=("bert", "t5", "causal"), default="bert",
-         help="bert: any encoder that transformers has; t5: any encoder-decoder; causal: any decoder")
+    flag("--architecture", choices=("bert", "t5", "causal"),
+         help="bert (default): any encoder that transformers has; t5: any encoder-decoder; causal: any decoder")
     flag("--approach", choices=("encoder", "generative"),
          help="another name: encoder is --architecture bert, generative is --architecture causal")
     flag("--model_name", default="builtin:minilm", help="builtin:minilm, a hub name, or a model folder")
@@ -43,3 +46,29 @@ def add_lora_flags(parser: Parser) -> None:
     flag("--lora_b_ratio", type=number(float, 1e-3), default=1.0,
          help="learning rate of the B matrices over that of A (LoRA+: 16, say)")
 # fmt: on
+
+
+def settle_model_flags(args: argparse.Namespace) -> None:
+    """Fill in --architecture, in place, and see that what was given belongs together. Raises UserError."""
+    meant = {"encoder": "bert", "generative": "causal", None: args.architecture or "bert"}[args.approach]
+    if args.architecture not in (None, meant):
+        raise UserError(
+            f"--approach {args.approach} is --architecture {meant}, not {args.architecture}: give one"
+        )
+    args.architecture = meant
+    if not args.lora_rank:
+        given = {
+            "alpha": args.lora_alpha != "auto",
+            "dropout": args.lora_dropout > 0,
+            "targets": args.lora_targets,
+        }
+        given |= {"rslora": args.lora_rslora, "b_ratio": args.lora_b_ratio != 1}
+        for name in (name for name, is_given in given.items() if is_given):
+            raise UserError(
+                f"--lora_{name}: needs --lora_rank, the adapters' rank: without it all weights are trained"
+            )
+    answers = args.head in ("auto", "words") and args.architecture != "bert" and args.t5_head == "words"
+    if args.label_words and not answers:
+        raise UserError(
+            "--label_words: this model answers with a head, not with a word; see --architecture and --head"
+        )

@@ -49,7 +49,8 @@ def choose_prompt(
     template = template.replace("\\n", "\n")
     if template.count(TEXT) != 1:
         raise UserError(
-            f"--prompt {show(template)}: holds {{text}} {template.count(TEXT)} times; expected once"
+            f"--prompt {show(template)}: holds {{text}} {template.count(TEXT)} times; expected once, as in "
+            "'classify: {text}'"
         )
     is_open = architecture == "causal" and head == "words"
     if not chat:
@@ -105,7 +106,7 @@ class PromptEncoder:
         coded, end = self._code(strings)["input_ids"], self.tokenizer.eos_token_id
         if not self.template.is_open or not self.template.add_special:
             return coded
-        return [ids[:-1] if ids[-1] == end and len(ids) > 1 else ids for ids in coded]
+        return [ids[:-1] if len(ids) > 1 and ids[-1] == end else ids for ids in coded]
 
     def __call__(self, texts: list[str], pairs: None = None) -> list[tuple[list[int], int, bool]]:
         """For each text: the prompt's ids, 0 (no second part), whether the text was cut.
@@ -166,7 +167,10 @@ def read_label_words(source: str, label_names: list[str]) -> list[str]:
         return list(label_names)
     flag = f"--label_words {source}"
     if "=" in source:
-        given = dict(part.split("=", 1) if "=" in part else (part, "") for part in source.split(","))
+        parts = [part.partition("=") for part in source.split(",")]
+        given = {name: word for name, _, word in parts}
+        if len(given) < len(parts):
+            raise UserError(f"{flag}: names a label twice; expected one word for each")
     else:
         try:
             given = json.loads(Path(source).read_text(encoding="utf-8-sig"))
@@ -222,6 +226,21 @@ def answer_tokens(
             raise UserError("--label_words: one is the beginning of another, and there is no end token")
         answers = [(*answer, tokenizer.eos_token_id) for answer in answers]
     return answers
+
+
+def describe_answers(
+    label_names: list[str], words: list[str], answers: list[tuple[int, ...]], prompt: Prompt
+) -> str:
+    """What a T5 or a decoder is asked and may answer, in words for the log."""
+    told = [
+        f"{word!r}"
+        + (f" for {name}" if word != name else "")
+        + (f" ({len(ids)} tokens)" if len(ids) > 1 else "")
+        for name, word, ids in zip(label_names, words, answers, strict=True)
+    ]
+    more = f", ... {len(told)} in all" if len(told) > 12 else ""
+    asked = show(prompt("{text}"))
+    return f"prompt: {asked}; answers: {', '.join(told[:12])}{more}"
 
 
 def label_answers(

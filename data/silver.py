@@ -128,15 +128,22 @@ def compare_all(main_model: Predictions, source: Path, target: Path, args: argpa
 def build(args: argparse.Namespace, target: Path) -> tuple[dict[str, list[Row]], dict]:
     """The rows of train and val, and their summary. Prints which columns are read."""
     source = Path(args.input_folder, args.model_name)
-    source = source if source.is_dir() else Path(args.input_folder)
     if not source.is_dir():
-        raise UserError(f"--input_folder {source}: {'is a file' if source.exists() else 'no such folder'}")
+        source = Path(args.input_folder)
+        if not source.is_dir():
+            raise UserError(
+                f"--input_folder {source}: {'is a file' if source.exists() else 'no such folder'}"
+            )
+        models = sorted(
+            path.name for path in source.iterdir() if path.is_dir() and any(path.rglob("*.json*"))
+        )
+        if models:
+            raise UserError(
+                f"--model_name {args.model_name}: no such folder in {source}; there are {', '.join(models)}"
+            )
     if target.resolve().is_relative_to(source.resolve()):
         raise UserError(f"--output_dir: {target} lies in {source}, which is read; give another folder")
     made = read_predictions(source, args)
-    inside = sorted({name.split("/")[0] for name in made.files if "/" in name})
-    if source == Path(args.input_folder) and inside:
-        print(f"no folder {args.model_name} in {source}: all of it is read, with {', '.join(inside)}")
     print(f"{source}: {len(made.files)} files, {made.read} rows read, {len(made.rows)} kept")
     for kind, field in made.fields.items():
         how = "given" if getattr(args, f"{kind}_field") else "guessed"

@@ -20,12 +20,12 @@ from archs.build import Classifier
 from archs.lora import adapters, merged_state, remove_lora
 from archs.saving import load_model, save_model
 from core.errors import UserError, disk_errors, run_main
-from core.files import found_folder
+from core.files import found_folder, write_text
 from core.flags import Parser, number
 from core.results_table import format_table
 from core.rows import BadRows, read_rows
 from core.runs import RunRecord
-from predict import Predictor, read_window
+from predict import WINDOW, Predictor, read_window
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
@@ -37,7 +37,7 @@ def parse_args(argv=None):
     flag("run", metavar="RUN", help="a run that train.py made with --lora_rank, or one of its model folders")
     flag("--output_dir", default="", metavar="DIR", help="default: RUN/merged_model")
     flag("--data", default="", metavar="FILE", help="rows that are scored both ways; default: the run's --val_data")
-    flag("--rows", type=number(int, 1), default=1000, help="at most so many of them")
+    flag("--rows", type=number(int, 1, WINDOW), default=1000, help=f"at most so many of them, {WINDOW} at the most")
     flag("--dtype", choices=tuple(DTYPES), default="float32", help="of the weights that are written")
     flag("--device", default=None, help="cuda, cuda:1, cpu; default: what there is")
     return parser.parse_args(argv)
@@ -62,10 +62,13 @@ def score(
     return Predictor(model, tokenizer, about, None, torch.device(device), amp, "auto").scores(*rows)
 
 
-def compare(before: np.ndarray, after: np.ndarray, multi_label: bool) -> dict:
-    """The largest move of a logit, and the share of rows whose prediction flips."""
-    if multi_label:
-        flips = ((before > 0) != (after > 0)).any(axis=1)
+def compare(before: np.ndarray, after: np.ndarray, cuts: np.ndarray | None) -> dict:
+    """The largest move of a logit, and the share of rows whose prediction flips.
+
+    Args: cuts: (C,) the logits from which labels hold, with several a row; None: one label a row.
+    """
+    if cuts is not None:
+        flips = ((before >= cuts) != (after >= cuts)).any(axis=1)
     else:
         flips = before.argmax(axis=1) != after.argmax(axis=1)
     return {"largest_change": float(np.abs(before - after).max()), "flipped_frac": float(flips.mean())}
@@ -87,6 +90,8 @@ def main(argv=None) -> dict:
     data = args.data
     if not data and (folder.parent / "run.json").is_file():
         data = RunRecord.read(folder.parent).record["arguments"]["val_data"]
+        if not Path(data).is_file():
+            raise UserError(f"{folder.parent}: its validation rows {data} are not here: give --data")
     if not data:
         raise UserError("--data: give rows to compare on; this folder belongs to no run")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -96,12 +101,18 @@ def main(argv=None) -> dict:
     texts, pairs, _, _ = read_window(read_rows(data, bad, "--data"), predictor.row_format, bad, [])
     bad.raise_if_any()
     rows = texts[: args.rows], pairs and pairs[: args.rows]
+    tuned, cuts = folder.parent / "validation" / "thresholds.json", None
+    if about["multi_label"]:
+        cuts = np.zeros(len(about["label_names"]))
+        if tuned.is_file():
+            values = json.loads(tuned.read_text(encoding="utf-8"))["thresholds"]
+            at = np.clip([values[name] for name in about["label_names"]], 1e-9, 1 - 1e-9)
+            cuts = np.log(at / (1 - at))
     table, found = [], {}
     for name, copied in merged.items():
         before = score(model, tokenizer, about, rows, name, device)
-        found[name] = compare(
-            before, score(copied, tokenizer, about, rows, name, device), about["multi_label"]
-        )
+        after = score(copied, tokenizer, about, rows, name, device)
+        found[name] = compare(before, after, cuts)
         told = {"largest logit change": f"{found[name]['largest_change']:.2g}"}
         told["flipped"] = f"{found[name]['flipped_frac']:.2%}"
         table.append((f"{name}, {len(rows[0])} rows", told))
@@ -109,6 +120,8 @@ def main(argv=None) -> dict:
     about = {name: value for name, value in about.items() if name not in ("lora", "base_model")}
     with disk_errors(output, "--output_dir"):
         save_model(output, merged[args.dtype], tokenizer, about)
+        if tuned.is_file():
+            write_text(output / "thresholds.json", tuned.read_text(encoding="utf-8"))
     print(f"\nmerged model: {output} ({args.dtype})")
     result = {"merged": str(output), "n": len(rows[0]), **found}
     print(json.dumps(result))

@@ -114,8 +114,8 @@ LANGUAGE = {  # case: (model, flags, what the message says)
     "packing": ("t5", [*T5, "--packing", "on"], "--packing on: t5 with this head"),
     "float16": ("t5", [*T5, "--amp", "fp16"], "--amp fp16: T5's activations overflow float16"),
     "a budget below row and words": (
-        "llama", [*CAUSAL, "--max_length", "20", "--max_tokens", "17", "--label_words", SEVERAL],
-        "has 18 tokens, more than --max_tokens 17",
+        "llama", [*CAUSAL, "--max_length", "20", "--max_tokens", "16", "--label_words", SEVERAL],
+        "has 17 tokens, more than --max_tokens 16",
     ),
 }  # fmt: skip
 
@@ -242,3 +242,20 @@ def test_a_full_disk_while_saving(toy_flags, tmp_path, limit):
 def test_rows_of_toy_files_are_good(toy_flags):
     """The check of the checks: without a fault nothing is refused."""
     assert train.main(toy_flags)["n"] == len(toy_rows(48, 1))
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--lora_targets", "q"], "--lora_targets: needs --lora_rank"),
+        (["--lora_b_ratio", "4"], "--lora_b_ratio: needs --lora_rank"),
+        (
+            ["--approach", "encoder", "--architecture", "t5"],
+            "--approach encoder is --architecture bert, not t5",
+        ),
+        (["--label_words", "red=a"], "--label_words: this model answers with a head"),
+    ],
+)
+def test_flags_that_do_not_belong_together(toy_flags, flags, message):
+    with pytest.raises(UserError, match=message):
+        train.main([*toy_flags, *flags])

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
 from core.cache import RowSource
@@ -19,7 +19,7 @@ from core.prompts import (
 )
 from core.rows import RowFormat
 from core.tokens import Encoder
-from tests.conftest import language_tokenizer, toy_rows, write_jsonl
+from tests.conftest import language_tokenizer, tiny_tokenizer, toy_rows, write_jsonl
 from tests.core.test_tokens import byte_tokenizer, t5_tokenizer
 
 LLAMA, T5 = language_tokenizer("llama"), language_tokenizer("t5")  # [CLS] in front; [SEP] behind
@@ -310,3 +310,12 @@ def test_a_chat_template_says_what_stands_before_the_answer(space):
     )
     prompt = choose_prompt("{text}", "causal", "words", chat, True)
     assert prompt == Prompt("at ", " on", False, True, space)
+
+
+def test_a_tokenizer_that_adds_nothing_and_a_prompt_of_the_text_alone():
+    bare = tiny_tokenizer()
+    bare.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    bare.eos_token = "[SEP]"
+    encoder = PromptEncoder(bare, 20, "head", Prompt("", "", True, True))
+    ids = bare("red sea", add_special_tokens=False)["input_ids"]
+    assert encoder(["red sea"]) == [(ids, 0, False)]

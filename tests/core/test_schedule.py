@@ -135,6 +135,8 @@ def test_auto_values():
         assert auto_learning_rate(7e9, family, lora=True) == pytest.approx(
             10 * auto_learning_rate(7e9, family)
         )
+    # 200 steps an epoch: 3 epochs are 600; 100 steps: 6; 6 steps: 100, so 10; many: 3
+    assert [auto_epochs(n, 16) for n in (3200, 1600, 96, 10**6)] == [3, 6, 10, 3]
 
 
 # -- parameter groups -------------------------------------------------------------------------------------------

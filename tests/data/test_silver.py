@@ -189,11 +189,13 @@ def test_agreement_where_kappa_is_not_defined(tmp_path):
     assert [(pair["equal"], pair["kappa"]) for pair in summary["agreement"]] == [(1.0, None)]
 
 
-def test_folders_read_as_one_model_are_named(tmp_path, capsys):
+def test_a_model_without_a_folder_among_those_of_others(tmp_path):
+    """Its name misspelt, it would be given their labels."""
     write(tmp_path / "in" / "a", ask(["A", "A"]))
     write(tmp_path / "in" / "b", ask(["A", "A"], first=2))
-    assert run(tmp_path / "in")[0]["rows"]["read"] == 4
-    assert capsys.readouterr().out.startswith(f"no folder m in {tmp_path}/in: all of it is read, with a, b\n")
+    with pytest.raises(UserError, match=r"--model_name m: no such folder in .*/in; there are a, b"):
+        run(tmp_path / "in")
+    assert not (tmp_path / "out").exists()
 
 
 def test_folders_beside_that_hold_no_rows_are_passed_over(tmp_path, capsys):

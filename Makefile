@@ -97,7 +97,7 @@ profile: setup $(if $(DATA),,$(BUILTIN_ROWS)/train.jsonl) ## record the bert job
 tensorboard: setup ## look at all runs in a browser
 	$(VENV)/bin/tensorboard --logdir runs
 
-test: setup ## the quick tests, under five minutes on two cores
+test: setup ## the quick tests, about five minutes on two cores
 	$(PY) -m pytest
 
 test-slow: setup ## the longer tests

@@ -160,9 +160,9 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
         settings = args.lora_rank, lora_alpha, args.lora_dropout, args.lora_rslora
         add_lora(model.inner, targets, *settings, keep_trained=whole_modules(model))
         notes.append(f"LoRA: rank {args.lora_rank}, alpha {lora_alpha:g}, beside {len(targets)} modules")
-    draws_own = draws_own_masks(model)
+    draws_own = (args.exact_dropout or device.type == "cpu") and draws_own_masks(model)
     check_exact_dropout(args.exact_dropout, config, device, draws_own)
-    if draws_own and device.type == "cpu":
+    if draws_own:
         notes.append("note: this model draws dropout masks of its own, which change with --max_tokens")
     packed, in_blocks = choose_packing(args.packing, model, device, amp_dtype)
     model.to(device).train()

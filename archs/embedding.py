@@ -19,9 +19,8 @@ def use_sparse_gradients(model: nn.Module) -> None:
         return
     if output is not None and output.weight is embedding.weight:
         return
-    for (
-        module
-    ) in model.modules():  # T5's encoder and decoder each have a module of their own on the one table
+    # all modules on the one table: T5's encoder and decoder have one each
+    for module in model.modules():
         if isinstance(module, nn.Embedding) and module.weight is embedding.weight:
             module.sparse = True
 

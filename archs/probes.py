@@ -88,7 +88,8 @@ def choose_packing(
 @torch.no_grad()
 def draws_own_masks(model: nn.Module) -> bool:
     """Whether a model in training draws masks from torch's generator, past our dropout: BART calls the function, not
-    the module. Two passes with the same named masks and other seeds say, on the host."""
+    the module, DeBERTa drops a table that no row owns. Two passes with the same named masks
+    and other seeds say, on the host."""
     config, training = model.inner.config, model.training
     row, one = np.arange(8) % max(1, config.vocab_size - 5) + 5, np.zeros(1, np.int64)
     cut = make_cut([row % config.vocab_size], one, one, None, 0, packed=False, branches=model.branches)
@@ -111,10 +112,9 @@ def can_pack(model: nn.Module) -> bool:
     inner, config = model.inner, model.inner.config
     if config._attn_implementation != BARELOOP:
         return False
+    # a block's dropout masks go by index, and a branch's tokens stand elsewhere than their places say
     if model.branches and attention_dropout(config) > 0:
-        return (
-            False  # a block's masks go by index, and a branch's tokens stand elsewhere than their places say
-        )
+        return False
     longest = min(160, getattr(config, "max_position_embeddings", None) or 160)
     longest -= max(map(len, model.branches), default=0)
     lengths = [max(1, min(n, longest - first_position(config))) for n in (8, longest, 5)]

@@ -29,9 +29,8 @@ class WordTable(nn.Module):
         super().__init__()
         width = max(map(len, answers))
         read = shared_beginnings([answer[:-1] for answer in answers])
-        starts = np.cumsum(
-            [1, *map(len, read)]
-        ).tolist()  # numpy: where the states of each begin, side by side
+        # where the states of each begin, when they stand side by side
+        starts = np.cumsum([1, *map(len, read)]).tolist()  # numpy
         tokens, behind, apart = (np.zeros((len(answers), width), np.int64) for _ in range(3))
         for c, answer in enumerate(answers):
             tokens[c, : len(answer)] = answer

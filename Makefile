@@ -38,6 +38,11 @@ SMELLS_generative = @presets/codellama-7b --approach generative --text_field wit
 SMELLS = $(LAUNCH) train.py $(SMELLS_$(APPROACH)) $(SMELL_FILES) $(if $(filter file,$(origin MODEL)),,--model_name $(MODEL)) $(COMMON)
 BERT = $(LAUNCH) train.py --architecture bert $(ROW_FLAGS) --model_name $(MODEL) $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 
+# rank: built-in questions on invented reports with the built-in encoder, or MODEL=, ARGS=@presets/..., DATA= and VAL=
+RANK_ROWS = rows/reports
+RANK_FILES = $(if $(DATA),$(OWN_FLAGS),$(if $(filter builtin:minilm,$(MODEL)),@presets/reports) --train_data $(RANK_ROWS)/train.jsonl --val_data $(RANK_ROWS)/validation.jsonl --test_data $(RANK_ROWS)/test.jsonl)
+RANK = $(LAUNCH) rank_train.py $(RANK_FILES) $(if $(filter file,$(origin MODEL)),,--model_name $(MODEL)) $(COMMON)
+
 # the grid of master; without LLM it is MODELS on one data set
 MODELS ?= bert
 LLM ?=
@@ -49,7 +54,7 @@ NAME ?=
 MASTER_ROWS = $(if $(LLM),--llms $(LLM) --strategies $(STRATEGY) --data_dir $(DATA_DIR),--train_data $(or $(DATA),$(BUILTIN_ROWS)/train.jsonl) --val_data $(if $(DATA),$(VAL),$(BUILTIN_ROWS)/validation.jsonl))
 MASTER_TEST = $(or $(TEST),$(if $(LLM)$(DATA),,$(BUILTIN_ROWS)/test.jsonl))
 
-.PHONY: help setup bert t5 smells master profile tensorboard test test-slow test-gpu lint format clean
+.PHONY: help setup bert t5 smells rank master profile tensorboard test test-slow test-gpu lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -87,6 +92,13 @@ smells: setup $(if $(DATA),,$(SMELL_ROWS)/train.jsonl) ## is a code analyser's f
 	@$(if $(filter encoder generative,$(APPROACH)),:,echo "error: APPROACH=$(APPROACH): expected encoder or generative"; exit 1)
 	@$(if $(DATA),$(if $(VAL),,echo "error: DATA=$(DATA) needs VAL=, the rows that choose the best step"; exit 1),:)
 	$(SMELLS)
+
+$(RANK_ROWS)/train.jsonl: $(addprefix data/,$(addsuffix .py,reports report_pages report_questions finqa_rows programs parts mutations candidates selection balance probes rewards)) | $(VENV)/.ready
+	$(PY) -m data.reports
+
+rank: setup $(if $(DATA),,$(RANK_ROWS)/train.jsonl) ## train a ranker: the best of K candidates (built-in questions, or DATA= and VAL=)
+	@$(if $(DATA),$(if $(VAL),,echo "error: DATA=$(DATA) needs VAL=, the rows that choose the best step"; exit 1),:)
+	$(RANK)
 
 master: setup $(if $(LLM)$(DATA),,$(BUILTIN_ROWS)/train.jsonl) ## train and compare MODELS on LLM= and STRATEGY= labels, or on one data set
 	$(PY) -m jobs.compare --models $(MODELS) $(MASTER_ROWS) $(if $(MASTER_TEST),--test_data $(MASTER_TEST)) --seeds $(SEEDS) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(GPUS),--gpus $(GPUS)) $(if $(NAME),--name $(NAME)) $(ARGS)

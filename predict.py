@@ -2,11 +2,12 @@
 
     python predict.py runs/minilm/docstrings/20260101-120000-seed0 --data rows.jsonl --output out.jsonl
     cat rows.jsonl | python predict.py RUN --data - --output - | head
+    python predict.py RANKER --data questions.jsonl --output picks.jsonl    # rows {"question", "candidates"}
     python predict.py RUN --data rows.jsonl --output out.jsonl --generate   # T5 and decoders: what they really say
     python predict.py RUN --data test.csv --output out.csv --evaluate
 
-In Python: `from predict import load; load("runs/...")(["a text", "another"])`. A file is read in windows, each
-sorted by length inside so that padding is small; memory does not grow with the file.
+In Python: `from predict import load; load("runs/...")(["a text", "another"])`; a ranker takes rows. A file is read in
+windows, each sorted by length inside so that padding is small; memory does not grow with the file.
 """
 
 import csv
@@ -41,6 +42,7 @@ from core.prompts import Prompt, make_encoder
 from core.results_table import format_per_class, format_table
 from core.rows import BadRows, RowError, RowFormat, read_rows
 from core.thresholds import cross_fitted
+from rank_predict import RankPredictor, predict_ranks
 
 WINDOW = 4096  # rows sorted together: enough that cuts hold rows of like length, small beside a model
 
@@ -147,8 +149,8 @@ class Predictor:
 
 def load(
     run: str | Path, device: str | None = None, amp: str = "off", max_tokens: int | str = "auto"
-) -> Predictor:
-    """Load a run for prediction.
+) -> Predictor | RankPredictor:
+    """Load a run for prediction: texts go into a classifier, rows {"question", "candidates"} into a ranker.
 
     Args:    run: a run folder (its best_model/, the thresholds of its validation/) or a model folder (its own) |
              device: cuda, cpu, ...; None takes what there is | amp: off (float32, the labels that transformers
@@ -173,6 +175,9 @@ def load(
     about = read_about(folder)
     kind = about["architecture"], amp == "run"  # what was forced once is not refused now
     amp_dtype = choose_amp(about["amp"] if amp == "run" else amp, device, *kind)
+    if about.get("task") == "rank":
+        max_tokens = auto_max_tokens(device, about["max_length"]) if max_tokens == "auto" else max_tokens
+        return RankPredictor(*load_model(folder, frozen_dtype(amp_dtype)), device, amp_dtype, max_tokens)
     return Predictor(*load_model(folder, frozen_dtype(amp_dtype)), tuned, device, amp, max_tokens)
 
 
@@ -284,6 +289,12 @@ def main(argv=None) -> dict:
     form = args.output_format or ("csv" if args.output.endswith(".csv") else "jsonl")
     keep_freed_memory()
     predictor = load(args.run, args.device, args.amp, args.max_tokens)
+    if isinstance(predictor, RankPredictor):
+        bad = BadRows(args.data)
+        with open_output(args.output) as out:
+            return predict_ranks(
+                predictor, args, read_rows(args.data, bad, "--data", args.input_format), bad, out, form
+            )
     fields = {name: getattr(args, name) or getattr(predictor.row_format, name) for name in
               ("text_field", "pair_field", "label_field")}  # fmt: skip
     if predictor.multi_label and predictor.thresholds is None:

@@ -44,7 +44,7 @@ from core.dist import (
 )
 from core.errors import UserError, disk_errors, run_main
 from core.evaluate import headline, measure, score_rows
-from core.flags import Parser, add_shared_flags, number, parse
+from core.flags import Parser, add_shared_flags, add_text_flags, number, parse
 from core.forecast import Forecast, in_words, report_dry_run, synchronize
 from core.logs import Meter, RunLog
 from core.memory import (
@@ -66,6 +66,7 @@ from losses.classification import (
 def parse_args(argv=None):
     parser = Parser(__doc__)
     add_shared_flags(parser)
+    add_text_flags(parser)
     add_model_flags(parser)
     add_lora_flags(parser)
     flag = parser.add_argument_group("loss").add_argument
@@ -228,6 +229,9 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
             peak = peak_bytes(device)  # SYNC
         return Probe(plan.cost([index]), squares(plan, [index]), peak, time.perf_counter() - began)
 
+    MASKS.begin_step(
+        step_seed(args.seed, 0, 0), args.exact_dropout
+    )  # probes pay for the masks that steps use
     with autocast():
         forward_backward(feeds["train"].cut(plan.rows(0)[:1]), 1.0)  # GPU
     notes += freeze_unused(model)  # a weight without a gradient must not decay

@@ -12,8 +12,10 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from archs.branching import branched_attention
 from archs.dropout import MASKS, kept_scale, masked
 from archs.dropout import dropout as drop
+from core.branches import Trees
 from core.packing import Blocks, near_mask
 
 NAME = "bareloop"
@@ -42,6 +44,7 @@ def attention(
     cu_seqlens: torch.Tensor | None = None,
     max_seqlen: int = 0,
     blocks: Blocks | None = None,
+    trees: Trees | None = None,
     position_bias: torch.Tensor | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
@@ -51,7 +54,8 @@ def attention(
              means keep, or additive float; None keeps what causality and window let be seen | sliding_window: tokens
              that far apart or farther do not see each other (where there is a mask, it is in it) | cu_seqlens: (B + 1,)
              int32, where the rows of a packed cut (batch dimension 1) begin and end | max_seqlen: the longest of
-             them | blocks: those rows in blocks, where there is no variable-length kernel | position_bias:
+             them | blocks: those rows in blocks, where there is no variable-length kernel | trees: those rows as
+             prefixes and branches (archs/branching.py) | position_bias:
              (1, H, T, S), what T5 adds to the scores of padded rows; a packed cut's would be N x N for each head.
     Returns: ((B, T, H, D), None).
     Raises:  TypeError for what changes the scores and is not computed here, so that a probe finds it out.
@@ -63,6 +67,12 @@ def attention(
     if query.dtype != value.dtype:  # rotary embeddings can leave float32 behind
         query, key = query.to(value.dtype), key.to(value.dtype)
     causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
+    if trees is not None:
+        if dropout > 0:
+            raise ValueError(
+                "attention dropout: a prefix that is read once has no masks of its own for a branch"
+            )
+        return branched_attention(query, key, value, trees, scaling, softcap, sliding_window), None
     if cu_seqlens is not None:
         if blocks is not None:
             return block_attention(

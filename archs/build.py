@@ -28,6 +28,7 @@ from archs.dropout import (
 from archs.encoder import OwnHead, PooledHead
 from archs.loading import fetch, loading_notes
 from archs.probes import set_attention
+from archs.ranker import Ranker
 from archs.seq2seq import WordEncoderDecoder
 from core.errors import UserError
 
@@ -78,6 +79,7 @@ def build_model(
     architecture: str = "bert",
     answers: list[tuple[int, ...]] | None = None,
     dtype: torch.dtype = torch.float32,
+    ranks: bool = False,
 ) -> tuple[Classifier, list[str]]:
     """The classifier with pretrained weights, new ones where the checkpoint has none.
 
@@ -85,7 +87,8 @@ def build_model(
              dropout; None keeps the model's | attention: auto or a name that transformers knows |
              pretrained: False gives random weights (to load a run's own into, or for tests) | attention_drop: the
              dropout of attention probabilities alone; None leaves it to dropout | answers: the label words' tokens,
-             for head words | dtype: of the transformers model; a head of ours is float32.
+             for head words | dtype: of the transformers model; a head of ours is float32 | ranks: a Ranker, whose
+             head of ours gives one score a candidate.
     Returns: (the classifier, notes for the log).
     Raises:  UserError when the architecture has no classification head of its own, or weights cannot be read.
     """
@@ -95,7 +98,10 @@ def build_model(
     config.num_labels = len(label_names)
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: k for k, name in enumerate(label_names)}
-    config.problem_type = "multi_label_classification" if multi_label else "single_label_classification"
+    kind = "multi_label_classification" if multi_label else "single_label_classification"
+    config.problem_type = (
+        "regression" if ranks else kind
+    )  # one score: transformers refuses classes with one label
     auto = model_class(architecture, head)
     if type(config) not in auto._model_mapping:
         other = "--t5_head words" if architecture == "t5" else "--head linear"
@@ -121,7 +127,7 @@ def build_model(
     if dropout is None:
         dropout = next((getattr(config, n) for n in ("hidden_dropout_prob", "dropout_rate", "dropout")
                         if isinstance(getattr(config, n, None), float)), 0.1)  # fmt: skip
-    model = PooledHead(inner, pooling, head, len(label_names), dropout)
+    model = (Ranker if ranks else PooledHead)(inner, pooling, head, len(label_names), dropout)
     replace_dropout(model)
     return model, notes
 

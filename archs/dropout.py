@@ -66,6 +66,11 @@ class Masks:
             self.tokens = hash_(self.rows[owner] + spread)[None]
         self.layer = 0
 
+    def begin_rows(self, rows: torch.Tensor) -> None:
+        """Name the vectors of the same forward pass that follow, one a row: (M,) int64 numbers."""
+        self.rows = hash_((rows * ROW + self.seed).int())
+        self.tokens = self.rows[:, None]
+
     def next_layer(self) -> int:
         """A number for the dropout that comes now, the same in every cut."""
         self.layer += 1
@@ -223,21 +228,22 @@ def check_exact_dropout(
 
 def same_masks_again() -> tuple:
     """For torch.utils.checkpoint's context_fn: what is computed again in the backward pass counts its layers from
-    where it did the first time."""
-    began = 0
+    where it did the first time, and names its tokens as then: a ranker's head has named its candidates since."""
+    began = None
 
     @contextmanager
     def first() -> Iterator[None]:
         nonlocal began
-        began = MASKS.layer
+        began = MASKS.layer, MASKS.rows, MASKS.tokens
         yield
 
     @contextmanager
     def again() -> Iterator[None]:
-        now, MASKS.layer = MASKS.layer, began
+        now = MASKS.layer, MASKS.rows, MASKS.tokens
+        MASKS.layer, MASKS.rows, MASKS.tokens = began
         try:
             yield
         finally:  # torch stops a recomputation as soon as it has what it needs
-            MASKS.layer = now
+            MASKS.layer, MASKS.rows, MASKS.tokens = now
 
     return first(), again()

@@ -3,6 +3,8 @@
 Both take a cut, packed or padded, and return (B, C) scores, so the loop sees no difference.
 """
 
+import inspect
+
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
@@ -32,6 +34,7 @@ def model_inputs(model: nn.Module, cut: Cut) -> dict:
     if cut.cu_seqlens is not None:
         inputs["position_ids"] = (cut.place + first_position(model.config))[None]
         inputs |= {"cu_seqlens": cut.cu_seqlens, "max_seqlen": cut.max_seqlen, "blocks": cut.blocks}
+        inputs |= {"trees": cut.trees} if cut.trees is not None else {}
     elif cut.mask is not None:
         inputs["attention_mask"] = cut.mask
     elif model.config._attn_implementation != BARELOOP:
@@ -92,17 +95,24 @@ class PooledHead(nn.Module):
     """A backbone, a pooling of its last states, and a head of ours."""
 
     branches: tuple = ()
+    head_file = "head.safetensors"  # of a saved model's folder
 
     def __init__(self, backbone: nn.Module, pooling: str, head: str, num_classes: int, dropout: float):
         super().__init__()
         self.backbone = backbone
+        # a decoder's cache of keys and values would copy them all, and turn bfloat16 values into the keys' float32
+        takes_cache = "use_cache" in inspect.signature(backbone.forward).parameters
+        self.options = {"use_cache": False} if takes_cache else {}
         self.pooling = Pooling(pooling, backbone.config.hidden_size)
         self.head = make_head(head, self.pooling.width, num_classes, dropout)
 
     def forward(self, cut: Cut) -> torch.Tensor:
         """(B, C) scores of a cut of B rows."""
-        states = self.backbone(**model_inputs(self.backbone, cut)).last_hidden_state  # (B, T, D) or (1, N, D)
-        return self.head(self.pooling(states, cut))
+        return self.head(self.pooling(self.states(cut), cut))
+
+    def states(self, cut: Cut) -> torch.Tensor:
+        """(B, T, D) or (1, N, D): the backbone's last states of a cut."""
+        return self.backbone(**model_inputs(self.backbone, cut), **self.options).last_hidden_state
 
     @property
     def inner(self) -> nn.Module:
@@ -115,5 +125,5 @@ class PooledHead(nn.Module):
         return self.inner.config.num_hidden_layers
 
     def own_parts(self) -> dict[str, torch.Tensor]:
-        """The pooling's and the head's weights by name: what head.safetensors holds."""
+        """The pooling's and the head's weights by name: what head_file holds."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith("backbone.")}

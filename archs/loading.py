@@ -138,14 +138,16 @@ def check_room(config: PreTrainedConfig, max_length: int, behind: int) -> None:
         )
 
 
-def longest_input(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int | str) -> int:
-    """Tokens a row may have: --max_length; auto is 256, or what the model takes if that is less.
+def longest_input(
+    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int | str, auto: int = 256
+) -> int:
+    """Tokens a row may have: --max_length; "auto" is `auto`, or what the model takes if that is less.
 
     Raises: UserError when the model takes fewer than asked for.
     """
     most = most_positions(config)
     if max_length == "auto":
-        return min(256, most, tokenizer.model_max_length)
+        return min(auto, most, tokenizer.model_max_length)
     if max_length > most:
         raise UserError(
             f"--max_length {max_length}: {config.name_or_path or config.model_type} takes at most {most} tokens"

@@ -14,6 +14,7 @@ from archs.dropout import attention_dropout
 from archs.encoder import first_position
 from core.batches import make_cut
 from core.errors import UserError
+from core.rank_batches import make_rank_cut
 
 
 def set_attention(model: nn.Module, attention: str) -> None:
@@ -83,6 +84,71 @@ def choose_packing(
         )
     flash = device.type == "cuda" and amp_dtype is not None and has_flash_attention(device)
     return packed, bool(model.branches) or not flash
+
+
+def choose_layout(
+    share: str, packing: str, model: nn.Module, device: torch.device, amp_dtype: torch.dtype | None
+) -> tuple[str, bool]:
+    """What --share_prefix and --packing mean for a ranker. The model is still on the host.
+
+    Returns: (shared, packed or padded, see core/rank_batches.py; whether attention over packed rows runs in blocks).
+    Raises:  UserError for `on` where the model computes something else that way.
+    """
+    if share != "off" and packing != "off" and device.type != "mps" and can_share(model):
+        return "shared", False
+    if share == "on":
+        raise UserError(
+            f"--share_prefix on: {model.inner.config.model_type} cannot read a question once for all candidates: an "
+            "encoder sees both ways, attention dropout wants masks of their own (--attention_dropout 0), and with "
+            "--attention other than auto or --packing off it is not done; use auto"
+        )
+    packed, in_blocks = choose_packing(packing, model, device, amp_dtype)
+    return ("packed" if packed else "padded"), in_blocks
+
+
+@torch.no_grad()
+def can_share(model: nn.Module) -> bool:
+    """Whether candidates behind a prefix that is read once get the scores of separate rows: two questions with
+    candidates of several lengths are put through both ways, on the host. The model is a Ranker on a decoder, pooled at
+    the last token.
+
+    Attention dropout above 0 would need masks of its own for every branch: then candidates are read separately.
+    """
+    inner, config = model.inner, model.inner.config
+    if (
+        config._attn_implementation != BARELOOP
+        or attention_dropout(config) > 0
+        or model.pooling.kind != "last"
+    ):
+        return False
+    longest = min(160, getattr(config, "max_position_embeddings", None) or 160)
+    prefixes = [(np.arange(n) * 7 + n) % max(1, config.vocab_size - 5) + 5 for n in (longest - 8, 5)]
+    branches = [
+        [np.array([6, 9, 7]), np.array([8, 5]), np.array([6, 5, 9, 8])],
+        [np.array([7]), np.array([9, 6])],
+    ]
+    one = np.zeros(5, np.float32)
+    parts = prefixes, branches, np.arange(2), np.arange(5), one, 3
+    calls, training = [], inner.training
+
+    def counted(*args, **kwargs):
+        calls.append(kwargs.get("trees") is not None)
+        return attention(*args, **kwargs)
+
+    model.eval()
+    AttentionInterface.register(BARELOOP, counted)
+    try:
+        halves = inner.dtype if inner.dtype in (torch.bfloat16, torch.float16) else None
+        with torch.autocast("cpu", halves, enabled=halves is not None):
+            together = model(make_rank_cut(*parts, "shared", 0))
+            reached = calls == [True] * config.num_hidden_layers
+            alone = model(make_rank_cut(*parts, "padded", config.pad_token_id or 0))
+        return reached and torch.allclose(together, alone, **closeness(inner))
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+        return False
+    finally:
+        AttentionInterface.register(BARELOOP, attention)
+        model.train(training)
 
 
 @torch.no_grad()

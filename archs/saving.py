@@ -1,8 +1,8 @@
 """best_model/ and final_model/: what transformers, PEFT and we can load again.
 
-config.json, model.safetensors (or an adapter in PEFT's format), the tokenizer's files; head.safetensors when the
-head is ours; bareloop.json says how a text becomes a row (fields, prompt, length, truncation), what the classes are
-called and which head stands on what.
+config.json, model.safetensors (or an adapter in PEFT's format), the tokenizer's files; head.safetensors (a ranker's:
+score_head.safetensors) when the head is ours; bareloop.json says how a text becomes a row (fields, prompt, length,
+truncation), what the classes are called and which head stands on what.
 """
 
 import json
@@ -38,7 +38,7 @@ def save_model(folder: Path, model: Classifier, tokenizer: PreTrainedTokenizerBa
         else:
             model.inner.save_pretrained(part)
         if isinstance(model, PooledHead):
-            save_tensors(model.own_parts(), part / "head.safetensors")
+            save_tensors(model.own_parts(), part / model.head_file)
         tokenizer.model_max_length = about["max_length"]
         tokenizer.save_pretrained(part)
         write_json(part / "bareloop.json", about)
@@ -65,8 +65,8 @@ def load_weights(model: Classifier, folder: Path) -> None:
 
 
 def load_head(model: PooledHead, folder: Path) -> set[str]:
-    """Read head.safetensors; returns the names that do not fit. Raises UserError when it cannot be read."""
-    path = folder / "head.safetensors"
+    """Read the head's file; returns the names that do not fit. Raises UserError when it cannot be read."""
+    path = folder / model.head_file
     try:
         parts = load_file(path)
         model.load_state_dict(parts, strict=False)
@@ -114,12 +114,12 @@ def load_model(
     model, notes = build_model(
         source, config, names, multi_label, head, pooling, None, attention,
         architecture=architecture, answers=[tuple(answer) for answer in about.get("answers") or ()],
-        dtype=(is_adapter and base_dtype) or torch.float32,
+        dtype=(is_adapter and base_dtype) or torch.float32, ranks=about.get("task") == "rank",
     )  # fmt: skip
     if is_adapter:
         load_adapter(model, folder)
     elif notes:  # a weight that is not there would be random
         raise UserError(f"{folder}: is not whole: {notes[0]}")
     if isinstance(model, PooledHead) and load_head(model, folder):
-        raise UserError(f"{folder}/head.safetensors: does not fit its bareloop.json")
+        raise UserError(f"{folder}/{model.head_file}: does not fit its bareloop.json")
     return model.eval(), tokenizer, about

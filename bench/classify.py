@@ -13,15 +13,14 @@ Needs requirements-bench.txt (accelerate) for the Trainer.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from itertools import islice
 from pathlib import Path
 
+from bench.turns import run_worker
 from core.errors import UserError, run_main
 from core.results_table import format_table
 from core.runs import git_commit, hardware, versions
@@ -239,17 +238,6 @@ def run_trainer(args, seed: int) -> dict:
     }
 
 
-def run_worker(argv: list[str], setting: str, seed: int) -> dict:
-    """One run in a process of its own; its last line is the result."""
-    command = [sys.executable, "-m", "bench.classify", *argv, "--worker", setting, "--seeds", str(seed)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"TOKENIZERS_PARALLELISM": "true"}
-    )
-    if done.returncode:
-        raise UserError(f"{setting}: failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
 def main(argv=None) -> dict:
     """Run every setting with every seed, in turn, and print the table."""
     argv = sys.argv[1:] if argv is None else argv
@@ -264,7 +252,7 @@ def main(argv=None) -> dict:
     found = {name: [] for name in args.only}
     for seed in args.seeds:
         for name in args.only:
-            found[name].append(run_worker(argv, name, seed))
+            found[name].append(run_worker("bench.classify", argv, name, "--seeds", str(seed)))
             last = found[name][-1]
             scores = "  ".join(f"{k} {last[k]:.4f}" for k in SCORES if k in last)
             print(f"seed {seed}  {name:30} {last['rows_per_s']:8.1f} rows/s  {scores}", flush=True)

@@ -12,10 +12,10 @@ is one JSON object. Needs requirements-bench.txt (peft).
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 
+from bench.turns import in_turn, medians, ratio
 from core.errors import UserError, run_main
 from core.results_table import format_table
 from core.runs import git_commit, hardware, versions
@@ -125,28 +125,13 @@ def main(argv=None) -> dict:
         return {}
     import torch
 
-    found = {side: [] for side in SIDES}
-    for turn in range(args.repeats):
-        for side in SIDES:
-            command = [sys.executable, "-m", "bench.lora", *argv, "--worker", side]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise UserError(f"{side}: failed:\n{done.stderr[-2000:]}")
-            found[side].append(json.loads(done.stdout.strip().splitlines()[-1]))
-            last = found[side][-1]
-            print(
-                f"turn {turn}  {side}  {last['step_ms']:.1f} ms a step, {last['peak_mib']:.0f} MiB",
-                flush=True,
-            )
-    rows = []
-    for side, runs in found.items():
-        medians = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-        times = [run["step_ms"] for run in runs]
-        rows.append((side, medians | {"step_ms_spread": max(times) - min(times)}))
-    ours, theirs = rows[0][1], rows[1][1]
-    pairs = [b["step_ms"] / a["step_ms"] for a, b in zip(found["ours"], found["peft"], strict=True)]
-    ratios = {"step": statistics.median(pairs), "peak": theirs["peak_mib"] / ours["peak_mib"]}
-    print(f"\n{format_table(rows, list(ours))}\n")
+    found = in_turn("bench.lora", argv, SIDES, args.repeats)
+    rows = [(side, medians(runs)) for side, runs in found.items()]
+    ratios = {
+        name: ratio(found["peft"], found["ours"], f"{name}{unit}")
+        for name, unit in (("step", "_ms"), ("peak", "_mib"))
+    }
+    print(f"\n{format_table(rows, list(rows[0][1]))}\n")
     print(f"peft over ours: {ratios['step']:.3f} in time (median of pairs), {ratios['peak']:.3f} in memory")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     result = {"commit": git_commit(), "versions": versions(), "hardware": hardware(device, 1)}

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from core.branches import branch_row
+from core.branches import Trees, branch_row
 from core.cache import TokenRows
 from core.packing import Blocks
 from core.profile import region
@@ -30,6 +30,7 @@ class Cut(NamedTuple):
     cu_seqlens: torch.Tensor | None = None  # (B + 1,) int32: where rows begin and end
     max_seqlen: int = 0  # tokens of the longest row
     blocks: Blocks | None = None  # the rows for attention, where there is no variable-length kernel
+    trees: Trees | None = None  # the rows for attention, where each is a prefix and branches of its own
 
 
 def labels_tensor(labels: np.ndarray | None) -> torch.Tensor | None:
@@ -75,13 +76,16 @@ def packed_cut(
     labels: np.ndarray | None,
     in_blocks: bool = True,
     branches: Sequence[Sequence[int]] = (),
+    each: Sequence[Sequence[Sequence[int]]] = (),
 ) -> Cut:
     """A packed cut on the host; arguments as padded_cut's.
 
     Args: in_blocks: build what block attention needs | branches: token ids that stand behind every row, each as if it
-          were alone there (core/branches.py); they need block attention.
+          were alone there (core/branches.py); they need block attention | each: other branches behind each row; they
+          need the attention of trees.
     """
-    rows = [branch_row(row, branches) for row in ids] if branches else None
+    behind = each or ([branches] * len(ids) if branches else ())
+    rows = [branch_row(*pair) for pair in zip(ids, behind, strict=True)] if behind else None
     ids = ids if rows is None else [row[0] for row in rows]
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
@@ -141,18 +145,20 @@ def make_cut(
     return cut._replace(labels=labels_tensor(labels))
 
 
-def to_device(cut: Cut, device: torch.device) -> Cut:
-    """The cut on the device. Cost: H2D, from pinned memory and without a host wait on CUDA."""
+def to_device(cut: NamedTuple, device: torch.device) -> NamedTuple:
+    """The cut, or what holds one, on the device. Cost: H2D, from pinned memory and without a host wait on CUDA."""
     if device.type == "cpu":
         return cut
     pinned = device.type == "cuda"
 
     def move(part):
-        if not isinstance(part, torch.Tensor | Blocks):
+        if isinstance(part, Cut):
+            return Cut(*map(move, part))
+        if not isinstance(part, torch.Tensor | Blocks | Trees):
             return part
         return (part.pin_memory() if pinned else part).to(device, non_blocking=pinned)
 
-    return Cut(*map(move, cut))
+    return type(cut)(*map(move, cut))
 
 
 class Feed:
@@ -166,11 +172,17 @@ class Feed:
         packed: bool = False,
         in_blocks: bool = True,
         branches: Sequence[Sequence[int]] = (),
+        lengths: np.ndarray | None = None,
     ):
-        """packed, in_blocks, branches: see packed_cut."""
+        """packed, in_blocks, branches: see packed_cut | lengths: (n,) tokens that a row costs, if not its own."""
         self.rows, self.pad_id, self.device, self.wait_s = rows, pad_id, device, 0.0
         self.packed, self.in_blocks, self.branches = packed, in_blocks, branches
-        self.lengths = row_costs(rows.lengths, branches, packed)
+        self.lengths = row_costs(rows.lengths, branches, packed) if lengths is None else lengths
+
+    @property
+    def num_scores(self) -> int:
+        """Scores of a row."""
+        return len(self.rows.label_names)
 
     @region("data")
     def cut(self, index: np.ndarray) -> Cut:

@@ -10,6 +10,7 @@ import os
 import shutil
 import uuid
 from array import array
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -93,16 +94,17 @@ def tokenise_file(
     Raises:  UserError with all bad rows of the file, before anything is left in the cache.
     Cost:    one pass over the file to hash it, one to read and tokenise it the first time.
     """
-    if not os.path.isfile(path) or not os.access(path, os.R_OK):
-        next(read_rows(path, BadRows(path), flag), None)  # raises the message that fits
-        raise UserError(f"{flag} {path}: not a regular file")
-    sha256 = file_sha256(path)
-    options = [sha256, asdict(row_format), encoder.max_length, encoder.truncate, asdict(encoder.template)]
-    options.append(Path(path).suffix.lower())  # decides how the content is read
-    key = json.dumps([CACHE_VERSION, tokenizer_fingerprint(encoder.tokenizer), options])
-    folder = Path(cache_dir) / hashlib.sha256(key.encode()).hexdigest()[:32]
+    options = [asdict(row_format), encoder.max_length, encoder.truncate, asdict(encoder.template)]
+    folder, sha256 = cache_folder(path, flag, encoder.tokenizer, options, cache_dir)
     if not (folder / "meta.json").exists():
-        write_cache(path, flag, encoder, row_format, folder, sha256)
+
+        def fill(part: Path) -> dict:
+            columns, meta = tokenise_rows(path, flag, encoder, row_format, part / "ids.bin")
+            for name, column in columns.items():
+                save_array(part / f"{name}.npy", column)
+            return meta | {"sha256": sha256, "max_length": encoder.max_length, "truncate": encoder.truncate}
+
+        write_cache(folder, fill)
     rows = read_cache(folder)
     rows.meta = rows.meta | {"path": str(path)}
     if train is None:
@@ -125,18 +127,28 @@ class RowSource:
         return call()
 
 
-def write_cache(
-    path: str, flag: str, encoder: Encoder | PromptEncoder, row_format: RowFormat, folder: Path, sha256: str
-) -> None:
-    """Tokenise a file into a cache folder: made under another name, renamed when whole."""
+def cache_folder(
+    path: str, flag: str, tokenizer: PreTrainedTokenizerBase, options: list, cache_dir: str
+) -> tuple[Path, str]:
+    """The cache folder of a file, by its content, the tokenizer and the options, and the file's sha256.
+
+    Raises: UserError when the file cannot be read; the message names the flag.
+    """
+    if not os.path.isfile(path) or not os.access(path, os.R_OK):
+        next(read_rows(path, BadRows(path), flag), None)  # raises the message that fits
+        raise UserError(f"{flag} {path}: not a regular file")
+    sha256 = file_sha256(path)
+    suffix = Path(path).suffix.lower()  # decides how the content is read
+    key = json.dumps([CACHE_VERSION, tokenizer_fingerprint(tokenizer), [sha256, *options, suffix]])
+    return Path(cache_dir) / hashlib.sha256(key.encode()).hexdigest()[:32], sha256
+
+
+def write_cache(folder: Path, fill: Callable[[Path], dict]) -> None:
+    """Let fill(part) write a cache folder's arrays and return its meta.json; renamed when whole."""
     part = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.part")
     try:
         part.mkdir(parents=True)
-        columns, meta = tokenise_rows(path, flag, encoder, row_format, part / "ids.bin")
-        for name, column in columns.items():
-            save_array(part / f"{name}.npy", column)
-        meta |= {"sha256": sha256, "max_length": encoder.max_length, "truncate": encoder.truncate}
-        (part / "meta.json").write_text(json.dumps(meta))
+        (part / "meta.json").write_text(json.dumps(fill(part)))
         sync_folder(part)
         try:
             part.rename(folder)

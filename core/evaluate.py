@@ -81,7 +81,7 @@ def score_rows(
     parts = gather_to_main((np.concatenate(cuts), scores.numpy()) if cuts else None)  # COMM
     if parts is None:
         return None
-    logits = np.empty((len(feed.rows), len(feed.rows.label_names)), np.float32)
+    logits = np.empty((len(feed.rows), feed.num_scores), np.float32)
     for part in parts:
         if part is not None:
             logits[part[0]] = part[1]

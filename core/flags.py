@@ -67,17 +67,25 @@ def number(
 
 
 def add_data_flags(parser: Parser) -> None:
-    """Where the rows are, and how a text becomes a row."""
+    """Where the rows are."""
     group = parser.add_argument_group("data (JSON, JSONL, CSV or TSV files, one object a row)")
     group.add_argument("--train_data", default="", metavar="FILE", help="training rows")
     group.add_argument("--val_data", default="", metavar="FILE", help="rows that choose the best step")
+    group.add_argument("--test_data", default="", metavar="FILE", help="rows scored once, at the end")
+    group.add_argument(
+        "--cache_dir", default="rows/cache", metavar="DIR", help="where tokenised rows are kept"
+    )
+
+
+def add_text_flags(parser: Parser) -> None:
+    """How a text becomes a classification row."""
+    group = parser.add_argument_group("text rows")
     group.add_argument(
         "--calibration_data",
         default="",
         metavar="FILE",
         help="rows for thresholds; without it cross-fitted on --val_data",
     )
-    group.add_argument("--test_data", default="", metavar="FILE", help="rows scored once, at the end")
     group.add_argument(
         "--text_field", default="text", help="column of the text; a,b joins columns as lines `name: value`"
     )
@@ -98,8 +106,10 @@ def add_data_flags(parser: Parser) -> None:
         help="which end of a longer row is kept",
     )
     group.add_argument(
-        "--cache_dir", default="rows/cache", metavar="DIR", help="where tokenised rows are kept"
-    )
+        "--sampler", choices=("shuffle", "weighted"), default="shuffle",
+        help="shuffle: each row once an epoch; weighted: drawn with replacement, every class equally often",
+    )  # fmt: skip
+    group.add_argument("--baselines", action="store_true", help="majority class and TF-IDF in the same table")
 
 
 def add_batching_flags(parser: Parser) -> None:
@@ -122,10 +132,6 @@ def add_batching_flags(parser: Parser) -> None:
     group.add_argument(
         "--overlap", action="store_true",
         help="several ranks: send gradients during the last backward pass; gives up the replay when memory ends",
-    )  # fmt: skip
-    group.add_argument(
-        "--sampler", choices=("shuffle", "weighted"), default="shuffle",
-        help="shuffle: each row once an epoch; weighted: drawn with replacement, every class equally often",
     )  # fmt: skip
 
 
@@ -196,7 +202,7 @@ def add_evaluation_flags(parser: Parser) -> None:
     group.add_argument(
         "--metric",
         default="auto",
-        help="what chooses the best step, any in metrics.json; auto: macro_f1 or macro_f1_tuned",
+        help="what chooses the best step, any in metrics.json; auto: macro_f1, macro_f1_tuned, a ranker's accuracy",
     )
     group.add_argument(
         "--patience",
@@ -204,7 +210,6 @@ def add_evaluation_flags(parser: Parser) -> None:
         default=0,
         help="evaluations without a better --metric before it stops; 0: never",
     )
-    group.add_argument("--baselines", action="store_true", help="majority class and TF-IDF in the same table")
 
 
 def add_run_flags(parser: Parser) -> None:

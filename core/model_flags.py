@@ -33,6 +33,26 @@ def add_model_flags(parser: Parser) -> None:
     flag("--attention", default="auto", help="auto (ours where it fits), or a name transformers knows: eager, sdpa")
 
 
+def add_ranker_flags(parser: Parser) -> None:
+    """Architecture, score head, prompt, dropout, attention of a ranker."""
+    flag = parser.add_argument_group("model").add_argument
+    flag("--architecture", choices=("bert", "causal"), default="bert",
+         help="bert: any encoder, a question read with each candidate; causal: any decoder, read once for all of them")
+    flag("--model_name", default="builtin:minilm", help="builtin:minilm, a hub name, or a model folder")
+    flag("--max_length", type=number(int, 8, auto=True), default="auto",
+         help="tokens of question, context and one candidate; a longer context loses its middle; auto: 2048, or what "
+              "the model takes if that is less")
+    flag("--head", choices=("mlp", "linear", "residual"), default="mlp", help="from a candidate's vector to its score")
+    flag("--pooling", choices=("auto", "cls", "mean", "mean_max", "attention", "last"), default="auto",
+         help="token states to a candidate's vector; auto: the last token for causal, the mean for bert")
+    flag("--prompt", default="", metavar="TEXT",
+         help="holds {question} and {context}, \\n is a line break, the candidate stands behind it; default: "
+              "'{context}\\n\\nQuestion: {question}\\nAnswer:' for causal, '{question} {context}' for bert")
+    flag("--dropout", type=number(float, 0, 0.99), help="every dropout of model and head; default: the model's own")
+    flag("--attention_dropout", type=number(float, 0, 0.99), help="of attention alone; default: as --dropout")
+    flag("--attention", default="auto", help="auto (ours where it fits), or a name transformers knows: eager, sdpa")
+
+
 def add_lora_flags(parser: Parser) -> None:
     """Low-rank adapters beside a frozen base."""
     flag = parser.add_argument_group("LoRA").add_argument
@@ -56,6 +76,16 @@ def settle_model_flags(args: argparse.Namespace) -> None:
             f"--approach {args.approach} is --architecture {meant}, not {args.architecture}: give one"
         )
     args.architecture = meant
+    settle_lora_flags(args)
+    answers = args.head in ("auto", "words") and args.architecture != "bert" and args.t5_head == "words"
+    if args.label_words and not answers:
+        raise UserError(
+            "--label_words: this model answers with a head, not with a word; see --architecture and --head"
+        )
+
+
+def settle_lora_flags(args: argparse.Namespace) -> None:
+    """See that flags of adapters come with a rank. Raises UserError."""
     if not args.lora_rank:
         given = {
             "alpha": args.lora_alpha != "auto",
@@ -67,8 +97,3 @@ def settle_model_flags(args: argparse.Namespace) -> None:
             raise UserError(
                 f"--lora_{name}: needs --lora_rank, the adapters' rank: without it all weights are trained"
             )
-    answers = args.head in ("auto", "words") and args.architecture != "bert" and args.t5_head == "words"
-    if args.label_words and not answers:
-        raise UserError(
-            "--label_words: this model answers with a head, not with a word; see --architecture and --head"
-        )

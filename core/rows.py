@@ -52,11 +52,9 @@ class RowFormat:
             value = str(value)
         if not isinstance(value, str):
             raise RowError(f"field {name!r} is {show(value)}; expected a string")
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:  # JSON's escapes can say it, no tokenizer takes it
-            half = f"character {error.start + 1} is {value[error.start]!a}, half of a surrogate pair"
-            raise RowError(f"field {name!r}: {half}; expected Unicode text") from None
+        half = half_pair(value)
+        if half:
+            raise RowError(f"field {name!r}: {half}")
         if not empty and not value.strip():
             raise RowError(f"field {name!r} is empty; expected text")
         return value
@@ -91,6 +89,16 @@ class RowFormat:
                 "or several (a list of names, or 0/1 for each name)"
             )
         return str(value)
+
+
+def half_pair(text: str) -> str:
+    """What is no Unicode in a text, in words; "" for nothing. JSON's escapes can say it, no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"character {error.start + 1} is {text[error.start]!a}, half of a surrogate pair"
+        return f"{half}; expected Unicode text"
+    return ""
 
 
 def is_label(value: object) -> bool:

@@ -80,6 +80,8 @@ def main(argv=None) -> dict:
     run = Path(args.run)
     folder = run if (run / "bareloop.json").is_file() else found_folder(run / "best_model")
     model, tokenizer, about = load_model(folder)
+    if about.get("task") == "rank":
+        raise UserError(f"{args.run}: is a ranker; only classifiers are merged so far")
     if not adapters(model.inner):
         raise UserError(
             f"{args.run}: holds no adapter: nothing to merge; expected a run made with --lora_rank"

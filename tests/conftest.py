@@ -93,6 +93,11 @@ def tiny_language_model(family: str, seed: int = 0, **changes):
             "query_pre_attn_scalar": 8,
             "final_logit_softcapping": 30.0,
         }
+    if family in ("mistral", "gemma3"):
+        deep |= {"sliding_window": 8}
+    if family == "gemma3":
+        deep |= {"head_dim": 8, "query_pre_attn_scalar": 8}
+        deep |= {"layer_types": ["sliding_attention", "full_attention"]}
     if family == "t5":
         deep = {
             "d_model": 16,
@@ -114,6 +119,7 @@ def tiny_language_model(family: str, seed: int = 0, **changes):
         deep |= {"decoder_ffn_dim": 32, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
         deep |= {"max_position_embeddings": 128, "decoder_start_token_id": 2, "forced_eos_token_id": None}
     kind = {"llama": "Llama", "gpt2": "GPT2", "gemma2": "Gemma2", "t5": "T5", "bart": "Bart"}
+    kind |= {"qwen2": "Qwen2", "mistral": "Mistral", "gemma3": "Gemma3Text"}
     config = getattr(transformers, f"{kind[family]}Config")(**(size | deep | changes))
     torch.manual_seed(seed)
     auto = AutoModelForSeq2SeqLM if family in ("t5", "bart") else AutoModelForCausalLM
@@ -164,6 +170,28 @@ def toy_rows(num_rows: int, seed: int = 0, kind: str = "one") -> list[dict]:
     return rows
 
 
+def rank_rows(num_rows: int, seed: int = 0, num_candidates: int = 0, longest: int = 9) -> list[dict]:
+    """Questions whose best candidate names the colour that stands in the context, of 2 to longest + 1 words.
+
+    num_candidates: 2 or 3; 0: either, and now and then a second candidate that is half right.
+    """
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(num_rows):
+        colours = rng.sample(sorted(COLOURS), num_candidates or rng.randint(2, 3))
+        words = [colours[0], *rng.choices(FILLER, k=rng.randint(1, longest))]
+        rng.shuffle(words)
+        candidates = [" ".join([*rng.choices(FILLER, k=rng.randint(0, 2)), colour]) for colour in colours]
+        rewards = [1.0] + [0.0] * (len(colours) - 1)
+        if not num_candidates and rng.random() < 0.3:
+            rewards[1] = 0.5
+        order = rng.sample(range(len(colours)), len(colours))
+        row = {"question": "is it this", "context": " ".join(words), "kind": f"{len(colours)} of them"}
+        row["candidates"] = [candidates[k] for k in order]
+        rows.append(row | {"rewards": [rewards[k] for k in order]})
+    return rows
+
+
 def write_jsonl(path: Path, rows: list[dict]) -> str:
     """Write rows; returns the path as text."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -180,6 +208,13 @@ def pytest_configure(config) -> None:
 def no_masks_of_another_test() -> None:
     """Dropout masks hang on the rows named last; a test that names none draws from torch's generator."""
     MASKS.begin_step(0)
+
+
+@pytest.fixture
+def no_figures(monkeypatch) -> None:
+    """Of a ranking run: they take more time than everything else of a short one."""
+    monkeypatch.setattr("core.rank_report.save_png", lambda figure, path: None)
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_figure", lambda *args: None)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from core.batches import Cut, make_cut
+from tests.conftest import rank_rows, save_language_model, save_tiny, write_jsonl
 
 ROOT = Path(__file__).parent.parent
 VOLATILE = ("perf/", "mem/")
@@ -75,6 +76,27 @@ def replaced(flags: list[str], **values) -> list[str]:
         else:
             out += [f"--{name}", str(value)]
     return out
+
+
+RANKERS = {  # name: (family, flags)
+    "causal": ("llama", ["--architecture", "causal", "--lora_rank", "8"]),
+    "whole": ("llama", ["--architecture", "causal"]),
+    "gpt2": ("gpt2", ["--architecture", "causal", "--attention_dropout", "0"]),
+    "bert": ("bert", []),
+}
+
+
+def rank_flags(folder: Path, kind: str) -> list[str]:
+    """Flags of a ranking run of a second; its model, rows and cache are made in the folder where they are not there."""
+    family, more = RANKERS[kind]
+    if not (folder / family).exists():
+        (save_tiny if family == "bert" else save_language_model)(folder / family, family)
+    for k, (name, size) in enumerate({"train": 64, "val": 40, "test": 24}.items()):
+        if not (folder / f"{name}.jsonl").exists():
+            write_jsonl(folder / f"{name}.jsonl", rank_rows(size, k))
+    flags = ["--model_name", str(folder / family), "--train_data", str(folder / "train.jsonl"), *more]
+    flags += ["--val_data", str(folder / "val.jsonl"), "--cache_dir", str(folder / "cache"), "--amp", "off"]
+    return [*flags, "--max_length", "40", "--batch_size", "16", "--learning_rate", "1e-2", "--epochs", "1"]
 
 
 def torchrun(ranks: int, *command: str) -> subprocess.CompletedProcess:

@@ -34,7 +34,7 @@ def test_padding_by_hand():
     assert cut.labels.tolist() == [2, 0]
     assert [part.dtype for part in (cut.ids, cut.mask, cut.labels)] == [torch.int64, torch.bool, torch.int64]
     assert (cut.rows.tolist(), cut.place.tolist()) == ([7, 5], [0, 1, 2])
-    assert cut[6:] == (None, None, 0, None)  # what only a packed cut has
+    assert cut[6:] == (None, None, 0, None, None)  # what only a packed cut has
 
 
 def test_packing_by_hand():

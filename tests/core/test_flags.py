@@ -6,12 +6,13 @@ import json
 import pytest
 
 from core.errors import UserError
-from core.flags import FREE_ON_RESUME, Parser, add_shared_flags, number, parse
+from core.flags import FREE_ON_RESUME, Parser, add_shared_flags, add_text_flags, number, parse
 
 
 def make_parser() -> Parser:
     parser = Parser("for tests")
     add_shared_flags(parser)
+    add_text_flags(parser)
     return parser
 
 

@@ -110,7 +110,7 @@ tensorboard: setup ## look at all runs in a browser
 	$(VENV)/bin/tensorboard --logdir runs
 
 test: setup ## the quick tests, about five minutes on two cores
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
 test-slow: setup ## the longer tests
 	$(PY) -m pytest -m slow

@@ -29,7 +29,7 @@ class Ranker(PooledHead):
         else:
             found = states[0].index_select(0, cut.last)  # (N, D) to (M, D)
         if self.training and MASKS.rows is not None:
-            MASKS.begin_rows(cut.masks)
+            MASKS.begin_rows(cut.questions)
         # in the head's own float32: in bfloat16 a score near 1 comes in steps of 1/128, and candidates tie
         with torch.autocast(found.device.type, enabled=False):
             scores = self.head(found.to(next(self.head.parameters()).dtype)).squeeze(-1)  # (M,)

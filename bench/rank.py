@@ -123,9 +123,7 @@ def our_side(args, device) -> tuple[Callable, list, object, float]:
         rewards = [np.array(row.rewards, np.float32) for row in read]
     loss_fn, layout = make_ranking_loss("ce"), "shared" if shared else "padded"
     cuts = [
-        make_rank_cut(
-            [prefix], [own], np.zeros(1, np.int64), np.arange(len(own)), reward, len(own), layout, 0
-        )
+        make_rank_cut([prefix], [own], np.zeros(1, np.int64), reward, len(own), layout, 0)
         for (prefix, own), reward in zip(rows, rewards, strict=True)
     ]
 

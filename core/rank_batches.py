@@ -22,7 +22,7 @@ class RankCut(NamedTuple):
 
     tokens: Cut  # B rows of a prefix and its branches (shared), or M rows of a prefix and one candidate
     last: torch.Tensor | None  # (M,) int64: shared, each candidate's last token among the N
-    masks: torch.Tensor  # (M,) int64: whose dropout masks a candidate gets, see make_rank_cut
+    questions: torch.Tensor  # (M,) int64: the number of each candidate's question in its file
     slots: torch.Tensor  # (M,) int64 into B x K
     keep: torch.Tensor  # (B, K) bool, True where there is a candidate
     rewards: torch.Tensor  # (B, K) float32, 0 where there is none
@@ -56,7 +56,6 @@ def make_rank_cut(
     prefixes: list[np.ndarray],
     branches: list[list[np.ndarray]],
     index: np.ndarray,
-    masks: np.ndarray,
     rewards: np.ndarray,
     num_places: int,
     layout: str,
@@ -66,24 +65,25 @@ def make_rank_cut(
 ) -> RankCut:
     """A cut on the host.
 
-    Args: prefixes, branches: token ids | index: (B,) the questions' numbers in their file | masks: (M,) the number that
-          names each candidate's dropout masks: its question's, so that candidates differ by what they say and not by
-          their masks | rewards: (M,) | num_places: K, at least the most candidates of a question | layout: shared |
-          packed | padded | in_blocks: see packed_cut | typed: the candidate has token type 1.
+    Dropout masks are named by the question, so that its candidates differ by what they say and not by their masks.
+
+    Args: prefixes, branches: token ids | index: (B,) the questions' numbers in their file | rewards: (M,) | num_places:
+          K, at least the most candidates of a question | layout: shared | packed | padded | in_blocks: see packed_cut |
+          typed: the candidate has token type 1.
     """
     sizes = np.fromiter(map(len, branches), np.int64, len(branches))
     keep = np.arange(num_places) < sizes[:, None]
     table = np.zeros(keep.shape, np.float32)
     table[keep] = rewards
-    last = None
+    owner, last = np.repeat(index, sizes), None
     if layout == "shared":
         cut, last = shared_cut(prefixes, branches, index)
     else:
         rows = [np.concatenate([p, ids]) for p, own in zip(prefixes, branches, strict=True) for ids in own]
         starts = np.repeat([len(p) if typed else 0 for p in prefixes], sizes)
-        cut = make_cut(rows, starts, masks, None, pad_id, layout == "packed", in_blocks)
-    slots, names = torch.from_numpy(np.flatnonzero(keep)), torch.from_numpy(masks.astype(np.int64))
-    return RankCut(cut, last, names, slots, torch.from_numpy(keep), torch.from_numpy(table))
+        cut = make_cut(rows, starts, owner, None, pad_id, layout == "packed", in_blocks)
+    slots, questions = torch.from_numpy(np.flatnonzero(keep)), torch.from_numpy(owner.astype(np.int64))
+    return RankCut(cut, last, questions, slots, torch.from_numpy(keep), torch.from_numpy(table))
 
 
 class RankFeed(Feed):
@@ -104,7 +104,7 @@ class RankFeed(Feed):
         prefix, branches = rows.question(question)
         cuts, index = [], np.array([question])
         for k, ids in enumerate(branches, first):
-            parts = [prefix], [[ids]], index, index, rows.rewards[k : k + 1], 1
+            parts = [prefix], [[ids]], index, rows.rewards[k : k + 1], 1
             cuts.append(to_device(make_rank_cut(*parts, "padded", self.pad_id), self.device))
         return cuts
 
@@ -119,10 +119,9 @@ class RankFeed(Feed):
         rows, index = self.rows, np.asarray(index)
         questions = [rows.question(int(k)) for k in index]  # numpy
         own = np.concatenate([np.arange(rows.first[k], rows.first[k + 1]) for k in index])
-        rewards, masks = rows.rewards[own], np.repeat(index, rows.sizes[index])
         prefixes, branches = [prefix for prefix, _ in questions], [own for _, own in questions]
         cut = make_rank_cut(
-            prefixes, branches, index, masks, rewards, self.num_scores, self.layout, self.pad_id, self.in_blocks,
-            self.typed,
+            prefixes, branches, index, rows.rewards[own], self.num_scores, self.layout, self.pad_id,
+            self.in_blocks, self.typed,
         )  # fmt: skip
         return to_device(cut, self.device)

@@ -15,12 +15,12 @@ from tests.core.test_rank_rows import read
 CPU = torch.device("cpu")
 PREFIXES = [np.array([5, 6, 7]), np.array([8, 9])]
 BRANCHES = [[np.array([10, 11]), np.array([12])], [np.array([13]), np.array([14, 15, 16]), np.array([17])]]
-INDEX, MASKS = np.array([40, 3]), np.array([90, 91, 6, 7, 8])
+INDEX, QUESTIONS = np.array([40, 3]), [40, 40, 3, 3, 3]
 REWARDS = np.array([1.0, 0.5, 0.0, 2.0, 0.25], np.float32)
 
 
 def cut_of(layout: str, typed: bool = False, in_blocks: bool = True) -> RankCut:
-    return make_rank_cut(PREFIXES, BRANCHES, INDEX, MASKS, REWARDS, 4, layout, 1, in_blocks, typed)
+    return make_rank_cut(PREFIXES, BRANCHES, INDEX, REWARDS, 4, layout, 1, in_blocks, typed)
 
 
 # -- one cut by hand --------------------------------------------------------------------------------------------
@@ -46,7 +46,7 @@ def test_a_packed_cut():
         [5, 6, 7, 10, 11, 5, 6, 7, 12, 8, 9, 13, 8, 9, 14, 15, 16, 8, 9, 17],
     ]
     assert tokens.cu_seqlens.tolist() == [0, 5, 9, 12, 17, 20]
-    assert tokens.rows.tolist() == MASKS.tolist()  # what dropout masks hang on
+    assert tokens.rows.tolist() == QUESTIONS  # what dropout masks hang on
     assert tokens.blocks is not None
     assert cut_of("packed", in_blocks=False).tokens.blocks is None
     assert cut_of("packed").last is None
@@ -60,7 +60,7 @@ def test_a_padded_cut():
     assert tokens.ids.tolist() == [[5, 6, 7, 10, 11], [5, 6, 7, 12, 1], [8, 9, 13, 1, 1], [8, 9, 14, 15, 16],
                                    [8, 9, 17, 1, 1]]  # fmt: skip
     assert tokens.mask.sum(dim=1).tolist() == [5, 4, 3, 5, 3]
-    assert tokens.rows.tolist() == MASKS.tolist()
+    assert tokens.rows.tolist() == QUESTIONS
     assert tokens.trees is None
     types = cut_of("padded", typed=True).tokens.token_types
     assert types.tolist()[2] == [0, 0, 1, 0, 0]  # padding has type 0
@@ -72,7 +72,7 @@ def test_where_scores_and_rewards_stand(layout):
     assert cut.keep.tolist() == [[True, True, False, False], [True, True, True, False]]
     assert cut.rewards.tolist() == [[1.0, 0.5, 0.0, 0.0], [0.0, 2.0, 0.25, 0.0]]
     assert cut.slots.tolist() == [0, 1, 4, 5, 6]
-    assert cut.masks.tolist() == MASKS.tolist()
+    assert cut.questions.tolist() == QUESTIONS
     assert cut.rewards.flatten()[cut.slots].tolist() == REWARDS.tolist()
 
 
@@ -129,9 +129,7 @@ def test_a_feed_s_cut_holds_its_questions(layout, tmp_path):
     cut = feed.cut(index)
     assert cut.rewards.tolist() == np.nan_to_num(rows.table(rows.rewards)[index]).tolist()
     assert cut.keep.sum(dim=1).tolist() == rows.sizes[index].tolist()
-    assert (
-        cut.masks.tolist() == np.repeat(index, rows.sizes[index]).tolist()
-    )  # a question's own, for all of its candidates
+    assert cut.questions.tolist() == np.repeat(index, rows.sizes[index]).tolist()
     alone = [feed.cut([k]) for k in index]
     assert sum(one.tokens.ids.numel() for one in alone) == cut.tokens.ids.numel() or layout == "padded"
     assert torch.cat([one.rewards for one in alone]).tolist() == cut.rewards.tolist()
@@ -145,7 +143,7 @@ def test_a_question_s_candidates_apart(tmp_path):
     assert [cut.rewards.tolist() for cut in apart] == [
         [[r]] for r in rows.rewards[rows.first[7] : rows.first[8]]
     ]
-    assert [cut.masks.tolist() for cut in apart] == [[7]] * len(branches)
+    assert [cut.questions.tolist() for cut in apart] == [[7]] * len(branches)
     assert all(cut.tokens.mask is None and cut.tokens.trees is None for cut in apart)
 
 

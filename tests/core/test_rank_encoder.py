@@ -170,8 +170,7 @@ def test_an_encoder_has_a_pair_with_token_types():
 
 def cut_of_parts(prefixes, branches, index, rewards, places, layout, typed):
     arrays = [np.array(p) for p in prefixes], [[np.array(ids) for ids in own] for own in branches]
-    numbers = np.arange(len(rewards))
-    return make_rank_cut(*arrays, np.array(index), numbers, np.array(rewards), places, layout, 0, typed=typed)
+    return make_rank_cut(*arrays, np.array(index), np.array(rewards), places, layout, 0, typed=typed)
 
 
 def test_roberta_has_its_own_tokens_and_no_types():

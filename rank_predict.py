@@ -21,9 +21,11 @@ from core.budget import Budget
 from core.errors import UserError, disk_errors
 from core.evaluate import headline, score_rows
 from core.rank_batches import RankFeed
+from core.rank_cache import rows_in_memory
+from core.rank_encoder import RankEncoder, fault_of
 from core.rank_metrics import ranking_metrics
 from core.rank_report import rank_prediction_rows, rank_table
-from core.rank_rows import RankEncoder, RankRow, fault_of, parse_rank_row, rows_in_memory
+from core.rank_rows import RankRow, parse_rank_row
 from core.rows import BadRows, RowError
 
 WINDOW = 256  # questions scored together, sorted by length

@@ -50,8 +50,9 @@ from core.model_flags import add_lora_flags, add_ranker_flags, settle_lora_flags
 from core.plan import check_budget, make_plan
 from core.profile import StepProfiler, region
 from core.rank_batches import RankCut, RankFeed
+from core.rank_cache import open_rank_rows
+from core.rank_encoder import RankEncoder
 from core.rank_report import choose_rank_metric, measure_ranking, report_ranking
-from core.rank_rows import RankEncoder, open_rank_rows
 from core.report import is_better
 from core.runs import RunRecord, run_folder
 from core.schedule import auto_epochs, auto_learning_rate, lr_scale, parameter_groups, warmup_steps

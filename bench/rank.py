@@ -92,7 +92,8 @@ def our_side(args, device) -> tuple[Callable, list, object, float]:
     from archs.lora import add_lora, find_targets
     from core.batches import to_device
     from core.rank_batches import make_rank_cut
-    from core.rank_rows import RankEncoder, parse_rank_row
+    from core.rank_encoder import RankEncoder
+    from core.rank_rows import parse_rank_row
     from losses.ranking import make_ranking_loss
 
     shared = args.worker == "shared"

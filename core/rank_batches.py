@@ -12,7 +12,7 @@ import torch
 from core.batches import Cut, Feed, make_cut, packed_cut, to_device
 from core.branches import Trees
 from core.profile import region
-from core.rank_rows import RankRows
+from core.rank_cache import RankRows
 
 LAYOUTS = ("shared", "packed", "padded")
 

@@ -14,9 +14,9 @@ from core.evaluate import headline
 from core.files import save_array, write_json, write_text
 from core.logs import RunLog
 from core.plots import save_png
+from core.rank_cache import RankRows
 from core.rank_metrics import group_metrics, ranking_baselines, ranking_metrics
 from core.rank_plots import confidence_figure, group_figure, position_figure, reward_figure
-from core.rank_rows import RankRows
 from core.results_table import format_table
 from core.rows import file_sha256
 from core.runs import RunRecord

@@ -8,9 +8,9 @@ from core.batches import Cut, to_device
 from core.branches import Trees
 from core.plan import make_plan
 from core.rank_batches import LAYOUTS, RankCut, RankFeed, make_rank_cut, row_tokens
-from core.rank_rows import rows_in_memory
+from core.rank_cache import rows_in_memory
 from tests.conftest import rank_rows
-from tests.core.test_rank_rows import read
+from tests.core.test_rank_cache import read
 
 CPU = torch.device("cpu")
 PREFIXES = [np.array([5, 6, 7]), np.array([8, 9])]

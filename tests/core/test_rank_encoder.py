@@ -1,13 +1,14 @@
-"""core/rank_rows.RankEncoder: the prompt's parts, what a long context loses, special tokens and token types."""
+"""core/rank_encoder.py: the prompt's parts, what a long context loses, special tokens and token types."""
 
 import numpy as np
 import pytest
 
 from core.errors import UserError
 from core.rank_batches import make_rank_cut
-from core.rank_rows import DEFAULT, RankEncoder, RankRow, fault_of
+from core.rank_encoder import DEFAULT, RankEncoder, fault_of
+from core.rank_rows import RankRow
 from tests.conftest import WORDS, language_tokenizer, rank_rows, tiny_tokenizer, write_jsonl
-from tests.core.test_rank_rows import encoder, read, words
+from tests.core.test_rank_cache import encoder, read, words
 
 BERT, ROBERTA = tiny_tokenizer(), tiny_tokenizer("roberta")
 CONTEXT = " ".join(WORDS[:30])

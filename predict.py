@@ -10,7 +10,6 @@ In Python: `from predict import load; load("runs/...")(["a text", "another"])`; 
 windows, each sorted by length inside so that padding is small; memory does not grow with the file.
 """
 
-import csv
 import io
 import json
 import os
@@ -37,7 +36,7 @@ from core.flags import Parser, number
 from core.memory import auto_max_tokens, choose_amp, keep_freed_memory, release_cached
 from core.metrics import classification_metrics, probabilities
 from core.plan import eval_cuts
-from core.predictions import prediction_rows
+from core.predictions import append_rows, prediction_rows
 from core.prompts import Prompt, make_encoder
 from core.results_table import format_per_class, format_table
 from core.rows import BadRows, RowError, RowFormat, read_rows
@@ -197,20 +196,11 @@ def open_output(path: str) -> Iterator[io.TextIOBase]:
         part.unlink(missing_ok=True)
 
 
-def write_rows(file, rows: list[dict], kept: list[dict], names: list[str], form: str, first: bool) -> None:
-    """Append prediction rows as JSONL, or as CSV: label, labels (joined by ;) and one column p_NAME a class."""
-    if form == "jsonl":
-        file.writelines(
-            json.dumps(keep | row, ensure_ascii=False) + "\n" for keep, row in zip(kept, rows, strict=True)
-        )
-        return
-    writer = csv.writer(file, lineterminator="\n")
-    if first:
-        several = ["labels"] if "labels" in rows[0] else []
-        writer.writerow([*kept[0], "label", *several, *(f"p_{name}" for name in names)])
-    for keep, row in zip(kept, rows, strict=True):
-        several = [";".join(row["labels"])] if "labels" in row else []
-        writer.writerow([*keep.values(), row["label"], *several, *row["probabilities"].values()])
+def to_cells(row: dict) -> dict:
+    """A prediction row as CSV columns: label, labels (joined by ;) and one column p_NAME a class."""
+    several = {"labels": ";".join(row["labels"])} if "labels" in row else {}
+    columns = {f"p_{name}": value for name, value in row["probabilities"].items()}
+    return {"label": row["label"], **several, **columns}
 
 
 def read_window(
@@ -300,7 +290,8 @@ def main(argv=None) -> dict:
     if predictor.multi_label and predictor.thresholds is None:
         print(f"note: {args.run} holds no thresholds: labels hold from 0.5 on", file=sys.stderr)
     row_format, keep = RowFormat(**fields), [name for name in args.keep.split(",") if name]
-    taken = {"label", "labels", "probabilities", "generated"} & set(keep)
+    columns = {f"p_{name}" for name in predictor.label_names}
+    taken = ({"label", "labels", "probabilities", "generated"} | columns) & set(keep)
     if taken:
         raise UserError(f"--keep {args.keep}: the output has a column {min(taken)!r} of its own; keep others")
     bad, labels, logits, num_rows, start = BadRows(args.data), LabelColumn(), [], 0, time.perf_counter()
@@ -327,9 +318,7 @@ def main(argv=None) -> dict:
                     num_labels += said is not None
                     num_agree += said == best
             with disk_errors(args.output, "--output"):
-                write_rows(
-                    out, predictor.rows(scores), kept, predictor.label_names, form, first=num_rows == 0
-                )
+                append_rows(out, kept, predictor.rows(scores), form, num_rows == 0, to_cells)
             if args.evaluate:
                 logits.append(scores)
             num_rows += len(texts)

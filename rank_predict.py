@@ -4,8 +4,6 @@ n questions, K candidate places.
 """
 
 import argparse
-import csv
-import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -20,6 +18,7 @@ from archs.probes import choose_layout
 from core.budget import Budget
 from core.errors import UserError, disk_errors
 from core.evaluate import headline, score_rows
+from core.predictions import append_rows
 from core.rank_batches import RankFeed
 from core.rank_cache import rows_in_memory
 from core.rank_encoder import RankEncoder, fault_of
@@ -40,11 +39,12 @@ class RankPredictor:
         self.model, self.device, self.amp_dtype = model.to(device), device, amp_dtype
         self.pad_id, self.budget = tokenizer.pad_token_id or 0, Budget(max_tokens)
 
-    def scores(self, rows: list[RankRow], bad: BadRows, lines: Iterable[int]) -> np.ndarray:
+    def scores(self, rows: list[RankRow], bad: BadRows, lines: list[int]) -> np.ndarray:
         """(n, K) float32 scores, K the most candidates of a question; NaN where one has fewer.
 
         Where memory ends the budget is halved for good, and these rows are scored again.
-        Raises: UserError naming the lines of rows that do not fit, or have a candidate without a token.
+        Raises: UserError naming the lines of rows that do not fit, have a candidate without a token, or get a score
+                that is not finite.
         """
         coded = self.encoder(rows)
         for line, row in zip(lines, coded, strict=True):
@@ -56,7 +56,11 @@ class RankPredictor:
         feed = RankFeed(found, self.pad_id, self.device, self.layout, self.in_blocks, self.encoder.typed)
         scores = score_rows(self.model, self.model, feed, self.budget, self.amp_dtype, 0, 1)  # GPU D2H
         self.model.eval()
-        scores[np.arange(scores.shape[1]) >= found.sizes[:, None]] = np.nan
+        keep = np.arange(scores.shape[1]) < found.sizes[:, None]
+        for line in np.asarray(lines)[(keep & ~np.isfinite(scores)).any(axis=1)]:
+            bad.add(int(line), "a score is not finite: the run has diverged, or --amp is too narrow for it")
+        bad.raise_if_any()
+        scores[~keep] = np.nan
         return scores
 
     def __call__(self, rows: list[dict]) -> list[dict]:
@@ -88,18 +92,9 @@ def windows(
         yield kept
 
 
-def write_picks(out: TextIO, rows: list[dict], kept: list[dict], form: str, first: bool) -> None:
-    """Append prediction rows as JSONL, or as CSV with the scores joined by semicolons."""
-    if form == "jsonl":
-        out.writelines(
-            json.dumps(keep | row, ensure_ascii=False) + "\n" for keep, row in zip(kept, rows, strict=True)
-        )
-        return
-    writer = csv.writer(out, lineterminator="\n")
-    if first:
-        writer.writerow([*kept[0], "choice", "scores"])
-    for keep, row in zip(kept, rows, strict=True):
-        writer.writerow([*keep.values(), row["choice"], ";".join(map(str, row["scores"]))])
+def to_cells(row: dict) -> dict:
+    """A prediction row as CSV columns, the scores joined by semicolons."""
+    return {"choice": row["choice"], "scores": ";".join(map(str, row["scores"]))}
 
 
 def predict_ranks(
@@ -108,6 +103,9 @@ def predict_ranks(
     """Read, score, write; returns {"n", "questions_per_s"} and with --evaluate the metrics."""
     if args.generate:
         raise UserError("--generate: this run is a ranker; it answers with a choice, not with a word")
+    for name in ("text_field", "pair_field", "label_field"):
+        if getattr(args, name):
+            raise UserError(f"--{name}: this run is a ranker; its rows have question, context and candidates")
     keep = [name for name in args.keep.split(",") if name]
     if {"choice", "scores"} & set(keep):
         raise UserError(
@@ -117,11 +115,11 @@ def predict_ranks(
     with tqdm(unit=" questions", disable=None) as bar:
         for window in windows(source, bad, args.evaluate):
             lines, rows, read = zip(*window, strict=True)
-            found = predictor.scores(list(rows), bad, lines)
+            found = predictor.scores(list(rows), bad, list(lines))
             picks = rank_prediction_rows(found, np.array([len(row.candidates) for row in rows]))
             kept = [{name: row.get(name) for name in keep} for row in read]
             with disk_errors(args.output, "--output"):
-                write_picks(out, picks, kept, form, num_rows == 0)
+                append_rows(out, kept, picks, form, num_rows == 0, to_cells)
             if args.evaluate:
                 scores += list(found)
                 rewards += [row.rewards for row in rows]

@@ -1,4 +1,9 @@
-"""From scores to prediction rows, the same for a run's own validation rows and for predict.py."""
+"""From scores to prediction rows, the same for a run's own validation rows and for predict.py; rows to a file."""
+
+import csv
+import json
+from collections.abc import Callable
+from typing import TextIO
 
 import numpy as np
 
@@ -25,3 +30,21 @@ def prediction_rows(
         row["probabilities"] = dict(zip(label_names, rounded[k].tolist(), strict=True))
         out.append(row)
     return out
+
+
+def append_rows(
+    file: TextIO, kept: list[dict], rows: list[dict], form: str, first: bool, to_cells: Callable[[dict], dict]
+) -> None:
+    """Append prediction rows as JSONL or CSV, what is kept of each input row before them.
+
+    Args: form: jsonl | csv | first: a CSV's header comes before these rows | to_cells: a row's CSV columns by name.
+    """
+    if form == "jsonl":
+        both = zip(kept, rows, strict=True)
+        file.writelines(json.dumps(keep | row, ensure_ascii=False) + "\n" for keep, row in both)
+        return
+    lines = [keep | to_cells(row) for keep, row in zip(kept, rows, strict=True)]
+    writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+    if first:
+        writer.writeheader()
+    writer.writerows(lines)

@@ -184,6 +184,7 @@ FILES = {  # case: (rows, flags, message)
     "odd rewards": ([ROWS[0] | {"rewards": [1]}], [], "line 2: 1 rewards for . candidates"),
     "no rewards": ([{"question": "it", "candidates": ["a"]}], ["--evaluate"], "line 2: no field 'rewards'"),
     "generate": ([], ["--generate"], "--generate: this run is a ranker; it answers with a choice"),
+    "a text field": ([], ["--text_field", "x"], "--text_field: this run is a ranker; its rows have question"),
     "a column twice": ([], ["--keep", "scores"], "--keep scores: the output has columns choice and scores"),
 }
 
@@ -211,6 +212,23 @@ def test_faults_in_python(runs, tmp_path):
     (broken / "score_head.safetensors").unlink()
     with pytest.raises(UserError, match=r"score_head\.safetensors"):
         predict.load(broken)
+
+
+def test_scores_that_are_not_finite_are_named_by_their_lines(runs, tmp_path, monkeypatch):
+    data, predictor = write_jsonl(tmp_path / "rows.jsonl", ROWS[:8]), predict.load(runs["bert"], "cpu")
+    forward = Ranker.forward
+
+    def one_is_nan(model, cut):
+        scores, sizes = forward(model, cut), cut.keep.sum(dim=1)
+        owners = cut.questions[sizes.cumsum(0) - sizes]
+        return torch.where((owners == 4)[:, None], torch.nan, scores)
+
+    monkeypatch.setattr(Ranker, "forward", one_is_nan)
+    with pytest.raises(UserError, match="rows: 1 bad row:\n  line 5: a score is not finite"):
+        predictor(ROWS[:8])
+    with pytest.raises(UserError, match=r"rows\.jsonl: 1 bad row:\n  line 5: a score is not finite"):
+        predict.main([str(runs["bert"]), "--data", data, "--output", str(tmp_path / "out.jsonl")])
+    assert not list(tmp_path.glob("out.jsonl*"))
 
 
 def test_texts_for_a_ranker_are_refused(runs):

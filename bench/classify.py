@@ -20,10 +20,10 @@ import time
 from itertools import islice
 from pathlib import Path
 
+from bench.results import print_result
 from bench.turns import run_worker
 from core.errors import UserError, run_main
 from core.results_table import format_table
-from core.runs import git_commit, hardware, versions
 
 WARM_UP = 3
 TRAINER = {
@@ -246,7 +246,6 @@ def main(argv=None) -> dict:
         call = run_ours if args.worker in OURS else run_trainer
         print(json.dumps(call(args, args.seeds[0])))
         return {}
-    import torch
 
     files(args)
     found = {name: [] for name in args.only}
@@ -265,19 +264,10 @@ def main(argv=None) -> dict:
             if k in runs[0]
         }
         rows.append((name, medians | spread))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    about = {
-        "commit": git_commit(),
-        "versions": versions(),
-        "hardware": hardware(device, 1),
-        "arguments": vars(args),
-    }
     columns = ["rows_per_s", "rows_per_s_spread", "tokens_per_s", "step_ms", "peak_mib"]
     columns += [f"{name}{end}" for name in SCORES if name in rows[0][1] for end in ("", "_spread")]
     print(f"\nmedians over seeds {args.seeds}\n{format_table(rows, columns)}\n")
-    result = about | {"medians": dict(rows), "runs": found}
-    print(json.dumps(result))
-    return result
+    return print_result(args, medians=dict(rows), runs=found)
 
 
 if __name__ == "__main__":

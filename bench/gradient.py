@@ -14,9 +14,9 @@ import tempfile
 from itertools import islice
 from pathlib import Path
 
+from bench.results import print_result
 from core.errors import run_main
 from core.results_table import format_table
-from core.runs import git_commit, versions
 
 SPLITS = (1, 2, 4, 8)
 
@@ -159,9 +159,7 @@ def main(argv=None) -> dict:
     columns = list(found[0][1])
     print(f"\nmicro-batches a step ({args.rows} rows, {args.layers} layers, float32, dropout 0)")
     print(format_table(found, columns), "\n")
-    result = {"commit": git_commit(), "versions": versions(), "arguments": vars(args), "found": dict(found)}
-    print(json.dumps(result))
-    return result
+    return print_result(args, found=dict(found))
 
 
 def token_lengths(args, model_folder: str, data: str) -> list[int]:

@@ -15,10 +15,10 @@ import statistics
 import sys
 import time
 
+from bench.results import print_result
 from bench.turns import in_turn, medians, ratio
 from core.errors import UserError, run_main
 from core.results_table import format_table
-from core.runs import git_commit, hardware, versions
 
 SIDES = ("ours", "peft")
 SHAPES = {  # of published configurations
@@ -123,8 +123,6 @@ def main(argv=None) -> dict:
     if args.worker:
         print(json.dumps(run_side(args)))
         return {}
-    import torch
-
     found = in_turn("bench.lora", argv, SIDES, args.repeats)
     rows = [(side, medians(runs)) for side, runs in found.items()]
     ratios = {
@@ -133,11 +131,7 @@ def main(argv=None) -> dict:
     }
     print(f"\n{format_table(rows, list(rows[0][1]))}\n")
     print(f"peft over ours: {ratios['step']:.3f} in time (median of pairs), {ratios['peak']:.3f} in memory")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    result = {"commit": git_commit(), "versions": versions(), "hardware": hardware(device, 1)}
-    result |= {"arguments": vars(args), "runs": found, "peft_over_ours": ratios}
-    print(json.dumps(result))
-    return result
+    return print_result(args, runs=found, peft_over_ours=ratios)
 
 
 if __name__ == "__main__":

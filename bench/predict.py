@@ -7,17 +7,16 @@ precision of the run and for float32. The last line is one JSON object.
 """
 
 import argparse
-import json
 import statistics
 import time
 
 import torch
 from transformers import pipeline
 
+from bench.results import print_result
 from core.errors import run_main
 from core.results_table import format_table
 from core.rows import BadRows, read_rows
-from core.runs import git_commit, hardware, versions
 from predict import load
 
 
@@ -57,15 +56,7 @@ def main(argv=None) -> dict:
         rows.append((name, {"rows_per_s": statistics.median(speeds), "spread": max(speeds) - min(speeds),
                             "ratio": statistics.median(pairs), "same_labels": f"{same}/{len(texts)}"}))  # fmt: skip
     print(format_table(rows, ["rows_per_s", "spread", "ratio", "same_labels"]))
-    about = {
-        "commit": git_commit(),
-        "versions": versions(),
-        "hardware": hardware(device, 1),
-        "arguments": vars(args),
-    }
-    result = about | {"table": dict(rows)}
-    print(json.dumps(result))
-    return result
+    return print_result(args, table=dict(rows))
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterator
 from itertools import islice, pairwise
 
 from bench.lora import SHAPES
+from bench.results import print_result
 from bench.turns import in_turn, medians, ratio
 from core.errors import UserError, run_main
 from core.results_table import format_table
-from core.runs import git_commit, hardware, versions
 
 SIDES = ("shared", "separate", "crossencoder")
 WARM_UP = 1  # steps that are not timed
@@ -237,8 +237,6 @@ def main(argv=None) -> dict:
     if args.worker:
         print(json.dumps(run_side(args)))
         return {}
-    import torch
-
     found = in_turn("bench.rank", argv, sides, args.repeats)
     columns = ["s_a_question", "step_ms", "step_ms_spread", "peak_mib", "num_trained"]
     print(f"\n{format_table([(side, medians(runs)) for side, runs in found.items()], columns)}\n")
@@ -252,11 +250,7 @@ def main(argv=None) -> dict:
             f"{side} over {sides[0]}: {ratios[side]['step_ms']:.2f} in time (median of turns){share}, "
             f"{ratios[side]['peak_mib']:.2f} in memory"
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    result = {"commit": git_commit(), "versions": versions(), "hardware": hardware(device, 1)}
-    result |= {"arguments": vars(args), "runs": found, "ratios": ratios}
-    print(json.dumps(result))
-    return result
+    return print_result(args, runs=found, ratios=ratios)
 
 
 if __name__ == "__main__":

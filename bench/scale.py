@@ -17,9 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from bench.results import print_result
 from core.errors import run_main
 from core.results_table import format_table
-from core.runs import git_commit, versions
 
 WORDS = "time year people way day man thing woman life child world school state family group country".split()  # noqa: SIM905
 
@@ -110,9 +110,7 @@ def main(argv=None) -> dict:
         found.append((f"{size}", row))
         print(f"{size} rows done", flush=True)
     print(f"\nrows\n{format_table(found, list(found[0][1]))}\n")
-    result = {"commit": git_commit(), "versions": versions(), "arguments": vars(args), "found": dict(found)}
-    print(json.dumps(result))
-    return result
+    return print_result(args, found=dict(found))
 
 
 if __name__ == "__main__":

@@ -231,7 +231,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
 
     MASKS.begin_step(
         step_seed(args.seed, 0, 0), args.exact_dropout
-    )  # probes pay for the masks that steps use
+    )  # so that probes pay for masks as steps do
     with autocast():
         forward_backward(feeds["train"].cut(plan.rows(0)[:1]), 1.0)  # GPU
     notes += freeze_unused(model)  # a weight without a gradient must not decay

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from archs.branching import branched_attention
+from archs.branching import branched_attention, capped
 from archs.dropout import MASKS, kept_scale, masked
 from archs.dropout import dropout as drop
 from core.branches import Trees
@@ -96,9 +96,7 @@ def attention(
             query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
         )
         return out.transpose(1, 2).contiguous(), None
-    scores = torch.matmul(query * scaling, key.transpose(2, 3))  # (B, H, T, S)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
+    scores = capped(torch.matmul(query * scaling, key.transpose(2, 3)), softcap)  # (B, H, T, S)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:

@@ -1,8 +1,9 @@
 """Attention over rows that are a prefix and branches, each token of the prefix read once.
 
-The prefix attends to itself, causally, by torch's own kernel; every branch attends to the prefix and to itself, its
-softmax taken over both parts at once. Nothing is computed that a mask would drop, but for S x S inside a branch, so a
-row costs P^2 / 2 + K S (P + S) where K separate rows cost K (P + S)^2 / 2.
+The prefix attends to itself, causally: by torch's kernel on CUDA, by chunks of queries on the CPU, and with a mask
+where a window or a softcap asks for one. Every branch attends to the prefix and to itself, its softmax taken over both
+parts at once. No branch meets another, so a row costs P^2 / 2 + K S (P + S) pairs of a query and a key (P^2 with a
+mask) where K separate rows cost K (P + S)^2 / 2.
 
 H heads, G heads of keys and values, P prefix tokens, K branches, S places of a branch, N packed tokens, D head width.
 """
@@ -104,11 +105,7 @@ class _CausalAttention(torch.autograd.Function):
     def backward(ctx, grad: torch.Tensor) -> tuple:
         scaled, key, value, *probs = ctx.saved_tensors
         (num_heads, length, width), groups = scaled.shape, key.shape[0]
-        grad_query, grad_key, grad_value = (
-            torch.empty_like(scaled),
-            torch.zeros_like(key),
-            torch.zeros_like(value),
-        )
+        grad_query, grad_key, grad_value = map(torch.zeros_like, (scaled, key, value))
         with torch.autocast(scaled.device.type, enabled=False):
             for first, prob in zip(range(0, length, CHUNK), probs, strict=True):
                 last = min(length, first + CHUNK)
@@ -158,17 +155,14 @@ def suffix_attention(
     rows = query.reshape(groups, each, count, size, width).transpose(1, 2).reshape(-1, each * size, width)
     near = torch.bmm(rows, key.reshape(groups * count, size, width).transpose(1, 2))  # (G x K, each x S, S)
     near = near.view(groups, count, each, size, size).transpose(1, 2)  # (G, each, K, S, S)
-    near = capped(near, softcap).masked_fill(
-        ~near_mask(size, True, window, near.device), torch.finfo(near.dtype).min
-    )
+    hidden = ~near_mask(size, True, window, near.device)
+    near = capped(near, softcap).masked_fill(hidden, torch.finfo(near.dtype).min)
     far = capped(far, softcap).view(groups, each, count, size, length)
     if window is not None and window < length + size:
         place = torch.arange(size, device=far.device)[:, None] + length
         seen = place - torch.arange(length, device=far.device) < window  # (S, P)
         far = far.masked_fill(~seen, torch.finfo(far.dtype).min)
-    probs = (
-        torch.cat([far, near], dim=-1).softmax(dim=-1).to(value.dtype)
-    )  # over the prefix and itself at once
+    probs = torch.cat([far, near], dim=-1).softmax(dim=-1).to(value.dtype)  # over both at once
     far, near = probs.split([length, size], dim=-1)
     out = torch.bmm(far.reshape(groups, -1, length), prefix_value[0]).view(groups, each, count, size, width)
     near = near.transpose(1, 2).reshape(groups * count, each * size, size)

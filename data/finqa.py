@@ -26,14 +26,9 @@ from core.files import write_text
 from core.flags import Parser, number
 from core.rows import BadRows, half_pair, read_rows, show
 from data.candidates import candidate_rows, count_kinds, page_of, sample_rows
-from data.finqa_rows import Problems, check_rows, context_table, prepare_rows, read_finqa
+from data.finqa_rows import Problems, check_rows, prepare_rows, read_finqa
 from data.rewards import FORMULA, count_ties, reward_rows
 from data.shortcuts import describe_shortcuts, measure_shortcuts
-
-__all__ = [
-    "candidate_rows", "check_rows", "context_table", "page_of", "prepare_rows", "read_finqa",
-    "reward_rows", "sample_rows",
-]  # fmt: skip
 
 MOST_SHOWN = 20  # complaints of one kind that a summary prints
 

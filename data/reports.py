@@ -9,8 +9,9 @@ shares, ratios, averages, sums, what a plan comes to, ...), each with a program 
 language; their answers are worked out apart from the programs. data/finqa.py then checks, prepares, makes candidates
 and rewards as it does for FinQA's own pages, which have the format of the files *.finqa.json written here.
 
-No company, and no two pages that share most of their words, are divided between the splits. The same flags give the
-same bytes on any Python. Sizes are for a small encoder on two CPU cores: numbers of two and three digits, short pages.
+No company, and no two pages that share most of their words, are divided between the splits. The same flags and seed
+give the same bytes with the pinned packages; other versions of numpy or scikit-learn may choose other wrong candidates.
+Sizes are for a small encoder on two CPU cores: numbers of two and three digits, short pages.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from core.errors import UserError, run_main
 from core.flags import Parser, number
 from core.results_table import format_table
 from data.candidates import candidate_rows, page_of
-from data.finqa import check_rows, prepare_rows
+from data.finqa_rows import check_rows, prepare_rows
 from data.report_pages import Page, draw_page
 from data.report_questions import KINDS, Asked, draw_question
 from data.rewards import reward_rows
@@ -35,7 +36,7 @@ QUESTIONS_A_PAGE = 3
 SHARES = {"train": 0.74, "validation": 0.13, "test": 0.13}  # of 1,080 questions: 800, 140, 140
 RARE = {
     "mean_of_three": 4
-}  # drawn once where others are 4 times: few wrong programs are as long, so it stands out
+}  # drawn once where others are 4 times: few wrong programs are as long: it stands out
 MOST_SHOWN = 10  # problems that the summary prints
 
 

@@ -10,10 +10,11 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from data import balance, candidates, selection
 from data.amounts import agrees, close, format_value
 from data.candidates import candidate_rows, page_of, read_sample, sample_rows
-from data.finqa import prepare_rows, reward_rows
+from data.finqa_rows import prepare_rows
 from data.mutations import Mutant, Mutator
 from data.parts import Corpus, as_written, count_changes, count_parts, name_changes, read_page, shape_of
 from data.programs import ProgramError, format_program, infix, parse_program, run_program
+from data.rewards import reward_rows
 from data.shortcuts import ALLOWED, best_length, best_position, describe_shortcuts, measure_shortcuts
 from tests.data.invented import invented_rows
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from data.finqa import check_rows, context_table, main, prepare_rows, read_finqa, reward_rows
+from data.finqa import main
+from data.finqa_rows import check_rows, context_table, prepare_rows, read_finqa
+from data.rewards import reward_rows
 from tests.data.invented import invented_rows
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "finqa"

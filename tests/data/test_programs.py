@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data.amounts import agrees, cell_operand, close, format_value, read_number
-from data.finqa import context_table
+from data.finqa_rows import context_table
 from data.programs import ProgramError, Step, format_program, infix, live_steps, parse_program, run_program
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "finqa"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from data.finqa import check_rows
+from data.finqa_rows import check_rows
 from data.programs import parse_program, run_program
 from data.report_pages import Fact, Page, Quantity, draw_page
 from data.report_questions import KINDS, WORDINGS, draw_question

@@ -198,6 +198,9 @@ def test_curves_of_what_there_is(tmp_path):
 def test_a_dollar_in_a_name_is_no_formula(tmp_path):
     figure = confusion_figure([[1, 0], [0, 1]], ["$a_{$", "$x$"])
     _saved(figure, tmp_path)  # "$a_{$" as a formula would raise
+    axis = figure.axes[0]
+    for labels in (axis.get_xticklabels(), axis.get_yticklabels()):
+        assert [label.get_text().replace("\\$", "$") for label in labels] == ["$a_{$", "$x$"]
 
 
 def test_pyplot_is_never_loaded():

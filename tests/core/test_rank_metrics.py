@@ -216,8 +216,13 @@ def test_orders_padding_and_float32_change_nothing():
 
 def test_extreme_scores_are_finite():
     scores, rewards = _questions(score_levels=3)
-    json.dumps(ranking_metrics((scores * 1e38).astype(np.float32), rewards), allow_nan=False)
-    json.dumps(pick_calibration(scores * 1e4, rewards), allow_nan=False)
+    large = (scores * 1e38).astype(np.float32)
+    found, small = ranking_metrics(large, rewards), ranking_metrics(scores, rewards)
+    json.dumps([found, pick_calibration(scores * 1e4, rewards)], allow_nan=False)
+    order = ("accuracy", "reward_ratio", "mrr", "map", "ndcg")
+    assert {name: found[name] for name in order} == {
+        name: small[name] for name in order
+    }  # the order is the same
 
 
 # -- baselines, groups, calibration -----------------------------------------------------------------------------

@@ -48,16 +48,15 @@ def rank_prediction_rows(scores: np.ndarray, sizes: np.ndarray) -> list[dict]:
 
 
 def write_rank_evaluation(
-    folder: Path, scores: np.ndarray, rewards: np.ndarray, metrics: dict, groups: list[str] | None = None
+    folder: Path, scores: np.ndarray, rewards: np.ndarray, metrics: dict
 ) -> dict[str, Figure]:
     """Write validation/ or test/: metrics.json, predictions.jsonl, logits.npy (NaN: no candidate), plots.
 
     Args:    folder: made where it is missing | scores, rewards, metrics: as in ranking_metrics, candidates in the
-             first places | groups: n names, such as a program's length; their metrics are stored in metrics.json
-             under "per_group", in `metrics` nothing is changed. None takes those of `metrics`, if any.
+             first places; "per_group" among the metrics is drawn.
     Returns: the figures by name, for TensorBoard: positions, pick_rewards, and, where there is anything to show,
              pick_confidence and per_group.
-    Raises:  ValueError as rank_prediction_rows and group_metrics, or when a candidate stands behind an empty place.
+    Raises:  ValueError as rank_prediction_rows, or when a candidate stands behind an empty place.
     """
     scores, rewards = np.asarray(scores, np.float32), np.asarray(rewards, np.float32)
     keep = ~np.isnan(rewards)
@@ -68,8 +67,6 @@ def write_rank_evaluation(
             f"question {gaps[0]} has a candidate behind an empty place: its choice would be misread"
         )
     lines = rank_prediction_rows(scores, sizes)
-    if groups is not None:
-        metrics = metrics | {"per_group": group_metrics(scores, rewards, groups)}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "metrics.json", metrics)
     write_text(folder / "predictions.jsonl", "".join(json.dumps(line) + "\n" for line in lines))

@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -23,6 +25,24 @@ def weights(run: str | Path, name: str = "final_model") -> dict[str, torch.Tenso
     for path in sorted((Path(run) / name).glob("*.safetensors")):
         found |= load_file(path)
     return found
+
+
+class Caught(Exception):
+    """Carries the gradient out of the first update."""
+
+
+def first_gradient_of(main: Callable, flags: list[str]) -> torch.Tensor:
+    """The flat float64 gradient that a run's first update is made of, unclipped; the run ends there."""
+
+    def catch(optimizer, closure=None):
+        params = [param for group in optimizer.param_groups for param in group["params"]]
+        raise Caught(torch.cat([param.grad.flatten().double() for param in params]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", catch)
+        with pytest.raises(Caught) as caught:
+            main([*flags, "--dry_run", "--max_steps", "1", "--max_grad_norm", "0"])
+    return caught.value.args[0]
 
 
 def logs(run: str | Path) -> list[dict]:

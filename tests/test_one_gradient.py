@@ -15,6 +15,7 @@ from archs.dropout import MASKS, Masks
 from core.plan import Plan
 from losses.classification import loss_denominator
 from tests.conftest import FILLER, save_tiny, toy_rows, write_jsonl
+from tests.helpers import first_gradient_of
 
 BOUND = {"float32": 2e-6, "float64": 1e-12}  # of ||g1 - g2|| / ||g1|| over all parameters together
 CAUGHT = 1e-3  # what a mutation must at least change
@@ -46,19 +47,9 @@ GRID = [
 GRID.append(["--max_tokens", "4096", "--packing", "off"])
 
 
-class Caught(Exception):
-    """Carries the gradient out of the first update."""
-
-
 def first_gradient(flags: list[str], number: str = "float32", harm=None) -> torch.Tensor:
-    """The flat gradient that a run's first update is made of, unclipped; the run ends there. harm: see mutations."""
-
-    def catch(optimizer, closure=None):
-        params = [param for group in optimizer.param_groups for param in group["params"]]
-        raise Caught(torch.cat([param.grad.flatten().double() for param in params]))
-
+    """Of train.py. harm: see mutations."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.AdamW, "step", catch)
         if number == "float64":
             build, weigh = train.build_model, train.class_weights
 
@@ -76,9 +67,7 @@ def first_gradient(flags: list[str], number: str = "float32", harm=None) -> torc
             patch.setattr(train, "class_weights", weights_in_float64)
         if harm:
             harm(patch)
-        with pytest.raises(Caught) as caught:
-            train.main([*flags, "--dry_run", "--max_steps", "1", "--max_grad_norm", "0"])
-        return caught.value.args[0]
+        return first_gradient_of(train.main, flags)
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -9,12 +9,11 @@ import core.dist
 import rank_train
 from losses.ranking import RANKING_LOSSES
 from tests.archs.test_ranker import in_own_type
-from tests.helpers import rank_flags
+from tests.helpers import first_gradient_of, rank_flags
 from tests.test_lora_runs import with_random_b
 from tests.test_one_gradient import (
     BOUND,
     CAUGHT,
-    Caught,
     distance,
     masks_by_cut,
     masks_by_place_in_the_cut,
@@ -37,14 +36,8 @@ def flags_of(tmp_path_factory):
 
 
 def first_gradient(flags: list[str], number: str = "float32", harm=None) -> torch.Tensor:
-    """The flat gradient that a run's first update is made of, unclipped; the run ends there. harm: a mutation."""
-
-    def catch(optimizer, closure=None):
-        params = [param for group in optimizer.param_groups for param in group["params"]]
-        raise Caught(torch.cat([param.grad.flatten().double() for param in params]))
-
+    """Of rank_train.py. harm: a mutation."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.AdamW, "step", catch)
         build, add = rank_train.build_model, with_random_b(rank_train.add_lora)
 
         def built(*args, **kwargs):
@@ -62,9 +55,7 @@ def first_gradient(flags: list[str], number: str = "float32", harm=None) -> torc
         patch.setattr(rank_train, "add_lora", added)
         if harm:
             harm(patch)
-        with pytest.raises(Caught) as caught:
-            rank_train.main([*flags, "--dry_run", "--max_steps", "1", "--max_grad_norm", "0"])
-        return caught.value.args[0]
+        return first_gradient_of(rank_train.main, flags)
 
 
 def check(flags: list[str], ways: list[list[str]], number: str, harm=None) -> None:

@@ -29,9 +29,11 @@ def disk_error(error: OSError, path: str | Path, flag: str) -> UserError:
 
 @contextmanager
 def disk_errors(folder: str | Path, flag: str) -> Iterator[None]:
-    """Turn an OSError of the block into the message of disk_error."""
+    """Turn an OSError of the block into the message of disk_error; a reader that has gone is no fault of the disk."""
     try:
         yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise disk_error(error, error.filename or folder, flag) from None
 

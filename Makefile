@@ -43,6 +43,11 @@ RANK_ROWS = rows/reports
 RANK_FILES = $(if $(DATA),$(OWN_FLAGS),$(if $(filter builtin:minilm,$(MODEL)),@presets/reports) --train_data $(RANK_ROWS)/train.jsonl --val_data $(RANK_ROWS)/validation.jsonl --test_data $(RANK_ROWS)/test.jsonl)
 RANK = $(LAUNCH) rank_train.py $(RANK_FILES) $(if $(filter file,$(origin MODEL)),,--model_name $(MODEL)) $(COMMON)
 
+# ppo: improves the newest run of make rank (or POLICY=) by the rewards of its own choices; ARGS="--estimator rloo" ...
+POLICY ?= $(lastword $(sort $(wildcard runs/$(patsubst builtin:%,%,$(MODEL))/reports/*-seed?)))
+PPO_FILES = $(if $(DATA),$(OWN_FLAGS),@presets/reports-ppo --train_data $(RANK_ROWS)/train.jsonl --val_data $(RANK_ROWS)/validation.jsonl --test_data $(RANK_ROWS)/test.jsonl)
+PPO = $(LAUNCH) ppo.py $(PPO_FILES) --policy $(POLICY) $(COMMON)
+
 # the grid of master; without LLM it is MODELS on one data set
 MODELS ?= bert
 LLM ?=
@@ -54,7 +59,7 @@ NAME ?=
 MASTER_ROWS = $(if $(LLM),--llms $(LLM) --strategies $(STRATEGY) --data_dir $(DATA_DIR),--train_data $(or $(DATA),$(BUILTIN_ROWS)/train.jsonl) --val_data $(if $(DATA),$(VAL),$(BUILTIN_ROWS)/validation.jsonl))
 MASTER_TEST = $(or $(TEST),$(if $(LLM)$(DATA),,$(BUILTIN_ROWS)/test.jsonl))
 
-.PHONY: help setup bert t5 smells rank master profile tensorboard test test-slow test-gpu lint format clean
+.PHONY: help setup bert t5 smells rank ppo master profile tensorboard test test-slow test-gpu lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -85,7 +90,7 @@ t5: setup $(if $(DATA),,$(BUILTIN_ROWS)/train.jsonl) ## train an encoder-decoder
 	@$(if $(DATA),$(if $(VAL),,echo "error: DATA=$(DATA) needs VAL=, the rows that choose the best step"; exit 1),:)
 	$(T5)
 
-$(SMELL_ROWS)/train.jsonl: data/smells.py data/iac.py | $(VENV)/.ready
+$(SMELL_ROWS)/train.jsonl: $(addprefix data/,smells.py smell_rules.py iac.py iac_context.py iac_names.py) | $(VENV)/.ready
 	$(PY) -m data.smells
 
 smells: setup $(if $(DATA),,$(SMELL_ROWS)/train.jsonl) ## is a code analyser's finding real? APPROACH=encoder (CodeBERT) or generative (CodeLlama-7B), or MODEL=
@@ -99,6 +104,10 @@ $(RANK_ROWS)/train.jsonl: $(addprefix data/,$(addsuffix .py,reports report_pages
 rank: setup $(if $(DATA),,$(RANK_ROWS)/train.jsonl) ## train a ranker: the best of K candidates (built-in questions, or DATA= and VAL=)
 	@$(if $(DATA),$(if $(VAL),,echo "error: DATA=$(DATA) needs VAL=, the rows that choose the best step"; exit 1),:)
 	$(RANK)
+
+ppo: setup $(if $(DATA),,$(RANK_ROWS)/train.jsonl) ## improve a ranker by PPO: the newest of make rank (trained first if there is none), or POLICY=
+	@$(if $(DATA),$(if $(POLICY),$(if $(VAL),,echo "error: DATA=$(DATA) needs VAL=, the rows that choose the best step"; exit 1),echo "error: DATA=$(DATA) needs POLICY=, a run of rank_train.py"; exit 1),:)
+	$(if $(POLICY),$(PPO),$(if $(AFTER_RANK),@echo "error: make rank left no run in runs/: give POLICY="; exit 1,$(MAKE) rank && $(MAKE) ppo AFTER_RANK=1))
 
 master: setup $(if $(LLM)$(DATA),,$(BUILTIN_ROWS)/train.jsonl) ## train and compare MODELS on LLM= and STRATEGY= labels, or on one data set
 	$(PY) -m jobs.compare --models $(MODELS) $(MASTER_ROWS) $(if $(MASTER_TEST),--test_data $(MASTER_TEST)) --seeds $(SEEDS) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(GPUS),--gpus $(GPUS)) $(if $(NAME),--name $(NAME)) $(ARGS)

@@ -16,7 +16,6 @@ import contextlib
 import math
 import os
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,31 +31,27 @@ from archs.lora import add_lora, find_targets, frozen_dtype
 from archs.probes import choose_packing, draws_own_masks
 from archs.saving import load_weights, save_model
 from core.batches import Cut, Feed
-from core.budget import (
-    SHARE, Budget, Probe, in_time, overlap_error, probe_cuts, probed_budgets, single_row_error, squares,
-    stored_budgets,
-)
+from core.budget import Probe, overlap_error, settle_budgets, single_row_error, squares
 from core.cache import RowSource
 from core.checkpoint import last_checkpoint, load_checkpoint, read_state, save_checkpoint
 from core.dist import (
-    OverlappedReduction, broadcast_parameters, close_dist, gather_to_main, init_dist, on_main,
-    reduce_gradients, seed_everything, step_seed, sum_over_ranks, worst_of_ranks,
+    OverlappedReduction, broadcast_parameters, close_dist, gather_to_main, on_main,
+    reduce_gradients, step_seed, sum_over_ranks, worst_of_ranks,
 )
-from core.errors import UserError, disk_errors, run_main
+from core.errors import UserError, run_main
 from core.evaluate import headline, measure, score_rows
 from core.flags import Parser, add_shared_flags, add_text_flags, number, parse
 from core.forecast import Forecast, in_words, report_dry_run, synchronize
+from core.launch import launch, set_up_numbers
 from core.logs import Meter, RunLog
-from core.memory import (
-    choose_amp, keep_freed_memory, memory_limit, peak_bytes, peak_memory, release_cached, reset_peak,
-)
+from core.memory import peak_bytes, peak_memory, release_cached, reset_peak
 from core.model_flags import add_lora_flags, add_model_flags, settle_model_flags
 from core.plan import check_budget, class_balance_weights, make_plan
 from core.profile import StepProfiler, region
 from core.prompts import choose_prompt, describe_answers, label_answers, make_encoder
 from core.report import choose_metric, is_better, report_run
 from core.rows import RowFormat, read_class_weights
-from core.runs import RunRecord, run_folder
+from core.runs import RunRecord
 from core.schedule import auto_epochs, auto_learning_rate, lr_scale, parameter_groups, warmup_steps
 from losses.classification import (
     choose_loss, choose_word_loss, class_weights, loss_denominator, make_loss,
@@ -96,32 +91,15 @@ def main(argv=None, on_eval=None) -> dict:
              on every rank.
     Returns: the headline metrics on the validation rows, and "run", the run's folder.
     """
-    args = parse_args(argv)
-    rank, world, device = init_dist()
-    folder = Path(on_main(run_folder, args))
-    try:
-        with disk_errors(folder, "--output_dir"):
-            return fit(args, folder, rank, world, device, on_eval)
-    except torch.OutOfMemoryError as error:  # outside of a micro-batch: weights, gradients, optimiser state
-        raise UserError(
-            f"out of memory on {device} after a peak of {peak_memory(device)['mem/peak_mib']:.0f} MiB: the model does "
-            f"not fit; take a smaller one, or a GPU to itself ({str(error)[:200]})",
-            is_own=True,
-        ) from None
+    return launch(fit, parse_args(argv), on_eval)
 
 
 def fit(args, folder, rank, world, device, on_eval) -> dict:
     """The run itself, from set-up to the final evaluation."""
     started = time.perf_counter()
     say = tqdm.write if rank == 0 else lambda *_: None
-    keep_freed_memory()
-    amp_dtype = choose_amp(args.amp, device, args.architecture, args.force_fp16)
-    tf32 = amp_dtype is not None and not args.deterministic
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
-    torch.use_deterministic_algorithms(args.deterministic)
+    amp_dtype = set_up_numbers(args, device, args.architecture)
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
-    seed_everything(args.seed)
 
     # -- data: read, checked and tokenised once, on rank 0, into a memory-mapped cache -------------------------
     model_folder = resolve_name(args.model_name)
@@ -229,9 +207,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
             peak = peak_bytes(device)  # SYNC
         return Probe(plan.cost([index]), squares(plan, [index]), peak, time.perf_counter() - began)
 
-    MASKS.begin_step(
-        step_seed(args.seed, 0, 0), args.exact_dropout
-    )  # so that probes pay for masks as steps do
+    MASKS.begin_step(step_seed(args.seed, 0, 0), args.exact_dropout)  # probes pay for masks as steps do
     with autocast():
         forward_backward(feeds["train"].cut(plan.rows(0)[:1]), 1.0)  # GPU
     notes += freeze_unused(model)  # a weight without a gradient must not decay
@@ -249,21 +225,10 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     overlap = OverlappedReduction(params) if args.overlap and world > 1 else None
 
     # -- memory: what a token costs on this model, loss and precision; from it the budgets of a cut -------------
-    if args.resume:  # probed budgets are run state
-        budget, eval_budget = stored_budgets(RunRecord.read(folder).record)
-    elif args.max_tokens == "auto":
-        state_bytes, limit = 8 * num_trained, memory_limit(device, SHARE, world)  # AdamW's moments come later
-        cuts = probe_cuts(plan, device.type, world)
-        trained = in_time(probe(index) for index in cuts)  # GPU SYNC
-        scored = trained  # on CPU evaluation takes the same cuts
-        if device.type == "cuda":
-            scored = in_time(probe(index, False) for index in cuts)  # GPU SYNC
-        optimizer.zero_grad(set_to_none=True)
-        kind = plan, longest, device.type, world
-        budget, eval_budget = probed_budgets(trained, scored, limit, state_bytes, *kind)  # COMM
-        reset_peak(device)
-    else:
-        budget, eval_budget = Budget(args.max_tokens), Budget(args.max_tokens)
+    stored = RunRecord.read(folder).record if args.resume else None  # probed budgets are run state
+    sizes = plan, longest, num_trained, device, world
+    budget, eval_budget = settle_budgets(args.max_tokens, stored, probe, *sizes)  # GPU SYNC COMM  with auto
+    optimizer.zero_grad(set_to_none=True)
 
     # -- run folder: made only now, when everything that a user can get wrong has been read --------------------
     metric = choose_metric(args.metric, data["validation"])

@@ -23,11 +23,16 @@ class Ranker(PooledHead):
         """(B, K) scores, 0 where there is no candidate; of a Cut, (rows, 1)."""
         if isinstance(cut, Cut):
             return super().forward(cut)
-        states = self.states(cut.tokens)
+        return self.score(self.candidates(self.states(cut.tokens), cut), cut)
+
+    def candidates(self, states: torch.Tensor, cut: RankCut) -> torch.Tensor:
+        """The backbone's last states to (M, D), one vector a candidate."""
         if cut.last is None:
-            found = self.pooling(states, cut.tokens)  # (M, D)
-        else:
-            found = states[0].index_select(0, cut.last)  # (N, D) to (M, D)
+            return self.pooling(states, cut.tokens)
+        return states[0].index_select(0, cut.last)  # of (N, D)
+
+    def score(self, found: torch.Tensor, cut: RankCut) -> torch.Tensor:
+        """(M, D) to (B, K) scores, 0 where there is no candidate."""
         if self.training and MASKS.rows is not None:
             MASKS.begin_rows(cut.questions)
         # in the head's own float32: in bfloat16 a score near 1 comes in steps of 1/128, and candidates tie

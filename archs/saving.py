@@ -91,11 +91,12 @@ def read_about(folder: Path) -> dict:
 
 
 def load_model(
-    folder: Path, base_dtype: torch.dtype | None = None
+    folder: Path, base_dtype: torch.dtype | None = None, dropout: float | None = None
 ) -> tuple[Classifier, PreTrainedTokenizerBase, dict]:
     """The classifier of a model folder, in evaluation mode on the host, in float32.
 
-    Args:    base_dtype: of the base of an adapter, if not float32: where products are in bfloat16 all the same.
+    Args:    base_dtype: of the base of an adapter, if not float32: where products are in bfloat16 all the same |
+             dropout: every one of model and head, in training; None keeps the model's.
     Returns: (model, tokenizer, what bareloop.json holds).
     Raises:  UserError when the folder is not one that save_model wrote, or the base of its adapter is not there.
     """
@@ -112,7 +113,7 @@ def load_model(
             raise UserError(f"{folder}: holds an adapter, and its base is not there: {error}") from None
     config, tokenizer = load_config(source), load_tokenizer(str(folder))
     model, notes = build_model(
-        source, config, names, multi_label, head, pooling, None, attention,
+        source, config, names, multi_label, head, pooling, dropout, attention,
         architecture=architecture, answers=[tuple(answer) for answer in about.get("answers") or ()],
         dtype=(is_adapter and base_dtype) or torch.float32, ranks=about.get("task") == "rank",
     )  # fmt: skip

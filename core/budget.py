@@ -4,13 +4,15 @@ Bytes at the peak = a + b x tokens + c x squares: a is what stands still (weight
 every token costs, c what attention costs. squares: the sum of squared lengths of the rows; padded, of the padded ones.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from core.dist import worst_of_ranks
 from core.errors import UserError
+from core.memory import memory_limit, reset_peak
 from core.plan import Plan
 
 PROBE_S = 10.0  # seconds that the probes may take before the last of them is begun
@@ -166,11 +168,11 @@ class Budget:
         """memory: None where nothing was probed | changes: {"step", "old", "new"}, as run.json keeps them."""
         self.tokens, self.memory, self.changes = tokens, memory, list(changes or [])
 
-    def at(self, step: int) -> int:
+    def at(self, step: float) -> int:
         """The budget of a step."""
         return min([self.tokens, *(change["new"] for change in self.changes if change["step"] <= step)])
 
-    def lower(self, step: int, cost: int) -> list[dict]:
+    def lower(self, step: float, cost: int) -> list[dict]:
         """Half of what the dearest cut cost from this step on; returns all changes, to be written before the update."""
         old = self.at(step)
         self.changes.append({"step": step, "old": old, "new": coarse(max(1, min(old, cost) // 2))})
@@ -181,6 +183,37 @@ class Budget:
         if self.memory is None:
             return 0.0
         return max((self.memory.peak(plan.cost([c]), squares(plan, [c])) for c in cuts), default=0.0) / 2**20
+
+
+def settle_budgets(
+    max_tokens: int | str,
+    stored: dict | None,
+    probe: Callable[[np.ndarray, bool], Probe],
+    plan: Plan,
+    longest: int,
+    num_trained: int,
+    device: torch.device,
+    world: int,
+) -> tuple[Budget, Budget]:
+    """The budgets of training and evaluation: a resumed run's own, those that were given, or found by probes.
+
+    Args:  max_tokens: tokens a cut, or auto | stored: a resumed run's record | probe: called with rows, and whether the
+           backward pass belongs to it | longest: tokens of the longest row of any split | num_trained: parameters.
+    Cost:  with auto GPU and SYNC a probe, COMM.
+    """
+    if stored is not None:
+        return stored_budgets(stored)
+    if max_tokens != "auto":
+        return Budget(max_tokens), Budget(max_tokens)
+    state_bytes, limit = 8 * num_trained, memory_limit(device, SHARE, world)  # AdamW's moments come later
+    cuts = probe_cuts(plan, device.type, world)
+    trained = in_time(probe(index, True) for index in cuts)
+    scored = trained  # on CPU evaluation takes the same cuts
+    if device.type == "cuda":
+        scored = in_time(probe(index, False) for index in cuts)
+    found = probed_budgets(trained, scored, limit, state_bytes, plan, longest, device.type, world)
+    reset_peak(device)
+    return found
 
 
 def probed_budgets(
@@ -219,10 +252,10 @@ def stored_budgets(record: dict) -> tuple[Budget, Budget]:
         ) from None
 
 
-def single_row_error(row: int, tokens: int, peak_mib: float) -> UserError:
+def single_row_error(row: int, tokens: int, peak_mib: float, flag: str = "--train_data") -> UserError:
     """Memory ended on a cut of one row: nothing is left to split."""
     return UserError(
-        f"out of memory on a single row: row {row} of --train_data, {tokens} tokens, after a peak of "
+        f"out of memory on a single row: row {row} of {flag}, {tokens} tokens, after a peak of "
         f"{peak_mib:.0f} MiB: lower --max_length, add --gradient_checkpointing, or use --amp bf16"
     )
 

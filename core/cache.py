@@ -257,6 +257,39 @@ class LabelColumn:
         return names, matrix
 
 
+def rows_in_memory(
+    texts: list[str],
+    pairs: list[str] | None,
+    labels: np.ndarray,
+    label_names: list[str],
+    encoder: Encoder | PromptEncoder,
+    lines: np.ndarray,
+    path: str,
+) -> TokenRows:
+    """Texts as token rows, without a cache.
+
+    Args:   labels: (n,) int, or (n, C) with several labels a row | lines: (n,) of the rows in their file.
+    Raises: UserError naming the lines of texts without a token.
+    """
+    bad, coded = BadRows(path), encoder(texts, pairs)
+    for line, (ids, _, _) in zip(lines, coded, strict=True):
+        if not ids:
+            bad.add(int(line), "the text has no token: empty after tokenisation")
+    bad.raise_if_any()
+    lengths = np.array([len(ids) for ids, _, _ in coded], np.int32)
+    return TokenRows(
+        ids=np.concatenate([ids for ids, _, _ in coded]).astype(np.int32),
+        starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        pairs=np.array([start for _, start, _ in coded], np.int32),
+        lines=np.asarray(lines, np.int32),
+        labels=labels,
+        label_names=label_names,
+        multi_label=labels.ndim == 2,
+        meta={"path": path, "sha256": file_sha256(path)},
+        lengths=lengths,
+    )
+
+
 def read_cache(folder: Path) -> TokenRows:
     """Open a cache folder; arrays are memory-mapped."""
     meta = json.loads((folder / "meta.json").read_text())

@@ -33,10 +33,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """np.save, but a full disk raises: numpy's own file writing (tofile too) can lose the end in silence (2.4.6)."""
-    whole = io.BytesIO()
+    """np.save, whole or not at all, and a full disk raises: numpy's own file writing (tofile too) can lose the end in
+    silence (2.4.6)."""
+    whole, part = io.BytesIO(), path.with_name(path.name + ".part")
     np.save(whole, array)
-    path.write_bytes(whole.getbuffer())
+    try:
+        part.write_bytes(whole.getbuffer())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:

@@ -27,10 +27,11 @@ class Forecast:
         steps_per_epoch: int,
         setup_s: float,
         trained_s: float = 0.0,
+        window: tuple[int, int] = (FIRST, LAST),
     ):
         """start: steps done before this start, in trained_s seconds | num_tokens: of each split | setup_s: seconds from
-        start to loop."""
-        self.first, self.last = start + FIRST, start + LAST
+        start to loop | window: the first steps that are not timed, and the last that is."""
+        self.first, self.last = start + window[0], start + window[1]
         if self.last > num_steps:  # a short run is timed as far as it goes
             self.first, self.last = start, max(start + 1, (start + num_steps) // 2)
         self.setup_s, self.num_steps = setup_s, num_steps

@@ -72,18 +72,28 @@ class Meter:
         self.since = time.perf_counter()
 
     def stop(
-        self, tokens: int | None = None, padded: int = 0, room: int = 0, predicted_mib: float = 0.0
+        self,
+        tokens: int | None = None,
+        padded: int = 0,
+        room: int = 0,
+        predicted_mib: float = 0.0,
+        steps: int = 1,
     ) -> None:
-        """Stop the clock; at the end of a step, count.
+        """Stop the clock; at the end of a step, or of several, count.
 
-        Args: tokens: of the step, over all ranks | padded: that this rank's cuts cost | room: that they could have
+        Args: tokens: of the steps, over all ranks | padded: that this rank's cuts cost | room: that they could have
               held | predicted_mib: the memory model's peak of the dearest of them.
         """
         took = time.perf_counter() - self.since
         self.busy_s, self.total_s = self.busy_s + took, self.total_s + took
         if tokens is not None:
-            self.steps, self.tokens, self.padded = self.steps + 1, self.tokens + tokens, self.padded + padded
-            self.room, self.predicted_mib = self.room + room, max(self.predicted_mib, predicted_mib)
+            self.steps, self.tokens = self.steps + steps, self.tokens + tokens
+            self.add(padded, room, predicted_mib)
+
+    def add(self, padded: int, room: int, predicted_mib: float) -> None:
+        """Count cuts, as stop does: where a step has several rounds of them."""
+        self.padded, self.room = self.padded + padded, self.room + room
+        self.predicted_mib = max(self.predicted_mib, predicted_mib)
 
     def fields(self) -> dict[str, float]:
         """The perf/ fields of a record, over all ranks; starts anew. Cost: COMM."""

@@ -22,6 +22,9 @@ class RankCut(NamedTuple):
 
     tokens: Cut  # B rows of a prefix and its branches (shared), or M rows of a prefix and one candidate
     last: torch.Tensor | None  # (M,) int64: shared, each candidate's last token among the N
+    front: (
+        torch.Tensor
+    )  # (B,) int64 into the tokens, padding too: the last of each prefix, where it first stands
     questions: torch.Tensor  # (M,) int64: the number of each candidate's question in its file
     slots: torch.Tensor  # (M,) int64 into B x K
     keep: torch.Tensor  # (B, K) bool, True where there is a candidate
@@ -78,12 +81,17 @@ def make_rank_cut(
     owner, last = np.repeat(index, sizes), None
     if layout == "shared":
         cut, last = shared_cut(prefixes, branches, index)
+        tokens = [len(prefix) + sum(map(len, own)) for prefix, own in zip(prefixes, branches, strict=True)]
+        begins = np.cumsum([0, *tokens])[:-1]
     else:
         rows = [np.concatenate([p, ids]) for p, own in zip(prefixes, branches, strict=True) for ids in own]
         starts = np.repeat([len(p) if typed else 0 for p in prefixes], sizes)
         cut = make_cut(rows, starts, owner, None, pad_id, layout == "packed", in_blocks)
-    slots, questions = torch.from_numpy(np.flatnonzero(keep)), torch.from_numpy(owner.astype(np.int64))
-    return RankCut(cut, last, questions, slots, torch.from_numpy(keep), torch.from_numpy(table))
+        tokens = [len(row) if layout == "packed" else cut.ids.shape[1] for row in rows]
+        begins = np.cumsum([0, *tokens])[np.cumsum(sizes) - sizes]
+    front = begins + [len(prefix) - 1 for prefix in prefixes]
+    slots, owner, front = (torch.from_numpy(a.astype(np.int64)) for a in (np.flatnonzero(keep), owner, front))
+    return RankCut(cut, last, front, owner, slots, torch.from_numpy(keep), torch.from_numpy(table))
 
 
 class RankFeed(Feed):

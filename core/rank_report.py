@@ -155,13 +155,17 @@ def report_ranking(
     data: dict[str, RankRows],
     scores: dict[str, np.ndarray],
     facts: dict,
+    start: dict[str, np.ndarray] | None = None,
 ) -> dict:
     """Write validation/ and test/, training_manifest.json, print the table, close the record and the log. For rank 0.
 
-    Args:    scores: (n, K) by split | facts: for run.json, with "best".
+    Args:    scores: (n, K) by split | facts: for run.json, with "best" | start: scores of the model that a run began
+             with, for the table.
     Returns: the headline metrics on the validation rows, and "run".
     """
     table, baselines = {}, {}
+    for name, found in (start or {}).items():
+        baselines[f"start ({name})"] = measure_ranking(found, data[name])
     for name in (name for name in SPLITS if name in data):
         rows = data[name]
         names = rows.meta["group_names"]

@@ -33,7 +33,9 @@ def run_folder(args: Namespace) -> str:
         path = Path(args.train_data).resolve()
         source = path.parent.name if path.stem in ("train", "training") else path.stem
         model = slug(Path(args.model_name.removeprefix("builtin:")).name)
-        folder = Path("runs") / model / slug(source) / f"{time.strftime('%Y%m%d-%H%M%S')}-seed{args.seed}"
+        loop = f"-{args.estimator}" if hasattr(args, "estimator") else ""  # a policy's, told from its start
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-seed{args.seed}{loop}"
+        folder = Path("runs") / model / slug(source) / name
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder}: is a file; expected a folder")
     if (folder / "run.json").exists():

@@ -5,6 +5,7 @@ import re
 
 from torch import nn
 
+GENTLE = 0.25  # of auto_learning_rate, for a model that is trained already (assumption)
 SCHEDULES = ("constant", "linear", "cosine", "cosine_restarts")
 
 

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from losses.classification import at_least_float32
 
 
-def _log_probs(scores: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    """(B, K) log softmax over the kept candidates; 0 at the other places, so that 0 times it is 0."""
+def log_softmax_kept(scores: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """(B, K) log softmax over the kept candidates of (B, K) scores; 0 at the other places, so that 0 times it is 0."""
     lowest = torch.finfo(scores.dtype).min  # not -inf: a question without candidates would be NaN
     return F.log_softmax(scores.masked_fill(~keep, lowest), dim=-1).masked_fill(~keep, 0.0)
 
@@ -31,7 +31,7 @@ def best_cross_entropy(scores: torch.Tensor, rewards: torch.Tensor, keep: torch.
     rewards = rewards.masked_fill(~keep, -torch.inf)
     is_best = keep & (rewards == rewards.amax(dim=-1, keepdim=True))
     share = is_best.to(scores.dtype) / is_best.sum(dim=-1, keepdim=True).clamp_min(1)
-    return -(share * _log_probs(scores, keep)).sum()
+    return -(share * log_softmax_kept(scores, keep)).sum()
 
 
 def soft_cross_entropy(
@@ -44,8 +44,10 @@ def soft_cross_entropy(
     """
     rewards = rewards.masked_fill(~keep, -torch.inf).to(scores.dtype)
     best = rewards.amax(dim=-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
-    target = _log_probs((rewards - best) / tau, keep).exp() * keep  # less the best: large rewards stay finite
-    return -(target * _log_probs(scores, keep)).sum()
+    target = (
+        log_softmax_kept((rewards - best) / tau, keep).exp() * keep
+    )  # less the best: large rewards stay finite
+    return -(target * log_softmax_kept(scores, keep)).sum()
 
 
 def pairwise(scores: torch.Tensor, rewards: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
@@ -89,7 +91,7 @@ def expected_reward(scores: torch.Tensor, rewards: torch.Tensor, keep: torch.Ten
     Source:  the policy gradient's objective (Williams 1992), summed over the K choices instead of sampled.
     """
     rewards = rewards.masked_fill(~keep, 0.0).to(scores.dtype)
-    return -(_log_probs(scores, keep).exp() * rewards).sum()
+    return -(log_softmax_kept(scores, keep).exp() * rewards).sum()
 
 
 LOSSES = {

@@ -295,7 +295,7 @@ def test_a_resumed_run_never_probes_again(toy_flags, tmp_path, monkeypatch):
     assert (len(stored["memory_model"]), stored["budget_changes"]) == (3, [])
     stored["max_tokens"] = {"train": 40, "eval": 33}  # what no probe finds
     path.write_text(json.dumps(stored))
-    monkeypatch.setattr(train, "probe_cuts", stop)
+    monkeypatch.setattr(budget_of, "probe_cuts", stop)
     train.main(["--resume", str(path.parent)])
     found = json.loads(path.read_text())
     assert found["status"] == "finished"

@@ -76,6 +76,29 @@ def test_where_scores_and_rewards_stand(layout):
     assert cut.rewards.flatten()[cut.slots].tolist() == REWARDS.tolist()
 
 
+@pytest.mark.parametrize("typed", [False, True])
+@pytest.mark.parametrize("layout, front", [("shared", [2, 7]), ("packed", [2, 10]), ("padded", [2, 11])])
+def test_where_each_prefix_ends(layout, front, typed):
+    """Where it first stands: packed after rows of 5 and 4 tokens, padded after two rows of 5 places."""
+    cut = cut_of(layout, typed)
+    assert (cut.front.tolist(), cut.front.dtype) == (front, torch.int64)
+    assert cut.tokens.ids.flatten()[cut.front].tolist() == [7, 9]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_where_the_prefixes_of_a_feed_s_cut_end(layout, tmp_path):
+    rows = read(rank_rows(20), tmp_path)
+    index = np.array([7, 2, 19, 0])
+    cut = RankFeed(rows, 0, CPU, layout, True, False).cut(index)
+    tokens, row = cut.tokens, 0  # row: of the question's first candidate
+    for place, question in enumerate(index):
+        prefix, row_of = rows.question(question)[0].tolist(), place if layout == "shared" else row
+        begin = row * tokens.ids.shape[1] if layout == "padded" else int(tokens.cu_seqlens[row_of])
+        assert int(cut.front[place]) == begin + len(prefix) - 1
+        assert tokens.ids.flatten()[begin : begin + len(prefix)].tolist() == prefix
+        row += int(rows.sizes[question])
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_all_of_a_cut_goes_to_the_device(layout):
     """The meta device stands for CUDA's: what is left on the host is numbers alone."""

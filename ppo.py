@@ -291,7 +291,8 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     optimizer.zero_grad(set_to_none=True)
 
     # -- run folder: made only now, when everything that a user can get wrong has been read --------------------
-    metric = choose_rank_metric("reward_ratio" if args.metric == "auto" else args.metric, data["validation"])
+    auto = "reward_ratio" if (data["validation"].rewards > 0).any() else "average_reward"
+    metric = choose_rank_metric(auto if args.metric == "auto" else args.metric, data["validation"])
     profiler = StepProfiler(args.profile if rank == 0 else "", folder / "profile", device)
     hashes = {name: rows.meta["sha256"] for name, rows in data.items()}
     record = RunRecord.open(folder, args, device, world, data=hashes)

@@ -172,11 +172,13 @@ def test_rewards_below_zero(flags_of, tmp_path, monkeypatch):
     rows = [row | {"rewards": [reward - 1 for reward in row["rewards"]]} for row in ROWS["val"]]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     flags = flags_of("bert", train_data=path, val_data=path, max_steps=1)
+    asked = [*flags, "--metric", "reward_ratio"]
     check(
-        flags, r"--metric reward_ratio: no question of .*rows\.jsonl has a reward above 0", tmp_path / "run"
+        asked, r"--metric reward_ratio: no question of .*rows\.jsonl has a reward above 0", tmp_path / "run"
     )
-    found = ppo.main([*flags, "--metric", "average_reward", "--output_dir", str(tmp_path / "run")])
+    found = ppo.main([*flags, "--output_dir", str(tmp_path / "run")])
     assert found["average_reward"] < 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["metric"] == "average_reward"
 
 
 def test_a_diverged_run_says_so(flags_of, tmp_path):

@@ -493,6 +493,7 @@ def outcome(rank: int, jobs: dict[str, list[str]], flags: list[str]) -> tuple[di
 
 
 @pytest.mark.dist
+@pytest.mark.slow  # the reduction is ppo.py's: tests/test_ppo_gradient.py
 def test_two_ranks_are_as_one(folder, tmp_path):
     jobs = {kind: [*feedback_flags(folder, kind), *GRID[k % 2]] for k, kind in enumerate(POLICIES)}
     jobs["a rank without a row"] = feedback_flags(folder, "one", batch_size=1)
@@ -581,7 +582,7 @@ def test_a_divergence_that_costs_much_holds_the_policy(kind, folder, tmp_path):
     rows, kl = told_rows(kind == "several"), {}
     for coef in (0, 1000):
         run = tmp_path / str(coef)
-        flags = feedback_flags(folder, kind, rows, supervised_weight=0, kl_coef=coef, batch_size=8, epochs=12)
+        flags = feedback_flags(folder, kind, rows, supervised_weight=0, kl_coef=coef, batch_size=8, epochs=8)
         ppo.main(replaced(flags, learning_rate="3e-3", output_dir=run))
         start = np.load(run / "start_train.npy")
         end = predict.load(run / "final_model").scores([row["text"] for row in rows])
@@ -705,38 +706,20 @@ ROW = {"text": "a rose", "predicted_labels": "red", "true_labels": "red", "feedb
 FLAGS = {  # case: (flags that replace the good ones, what the message says)
     "no policy": ({"policy": ""}, r"--policy: not given; expected a run of train\.py"),
     "no feedback": ({"feedback": ""}, "--feedback: not given; expected rows with feedback"),
-    "no validation rows": (
-        {"val_data": ""},
-        "--val_data: not given; expected rows that choose the best step",
-    ),
+    "no validation rows": ({"val_data": ""}, "--val_data: not given; expected rows that choose the best step"),
     "missing validation rows": ({"val_data": "nowhere.jsonl"}, r"--val_data nowhere\.jsonl: no such file"),
     "missing feedback": ({"feedback": "nowhere.jsonl"}, r"--feedback nowhere\.jsonl: no such file"),
-    "a table": (
-        {"feedback": "rows.csv"},
-        r"--feedback rows\.csv: expected a file of feedback that ends in \.json",
-    ),
-    "missing policy": (
-        {"policy": "nowhere"},
-        r"--policy nowhere: no such folder; expected a run of train\.py",
-    ),
-    "a ranker": (
-        {"policy": "RANKER"},
-        r"--policy .*: is a ranker, not a classifier; expected a run of train\.py",
-    ),
+    "a table": ({"feedback": "rows.csv"}, r"--feedback rows\.csv: expected a file of feedback that ends in \.json"),
+    "missing policy": ({"policy": "nowhere"}, r"--policy nowhere: no such folder; expected a run of train\.py"),
+    "a ranker": ({"policy": "RANKER"}, r"--policy .*: is a ranker, not a classifier; expected a run of train\.py"),
     "one weight": ({"reward_weights": "1"}, "--reward_weights 1: expected two numbers of at least 0"),
-    "words": (
-        {"reward_weights": "a,b"},
-        "--reward_weights a,b: expected two numbers of at least 0, .*: 0.7,0.3",
-    ),
+    "words": ({"reward_weights": "a,b"}, "--reward_weights a,b: expected two numbers of at least 0, .*: 0.7,0.3"),
     "no weight": ({"reward_weights": "0,0"}, "--reward_weights 0,0: expected"),
     "a negative weight": ({"reward_weights": "-1,2"}, "--reward_weights -1,2: expected"),
     "three weights": ({"reward_weights": "1,1,1"}, "--reward_weights 1,1,1: expected"),
     "NaN": ({"reward_weights": "nan,1"}, "--reward_weights nan,1: expected"),
     "endless": ({"reward_weights": "1,inf"}, "--reward_weights 1,inf: expected"),
-    "training rows too": (
-        {"train_data": "rows.jsonl"},
-        r"--train_data rows\.jsonl: with --feedback .*: drop the flag",
-    ),
+    "training rows too": ({"train_data": "rows.jsonl"}, r"--train_data rows\.jsonl: with --feedback .*: drop the flag"),
     "overlap": ({"overlap": None}, "--overlap: not in this loop: drop the flag"),
     "another estimator": ({"estimator": "grpo"}, "--estimator: invalid choice: 'grpo'"),
     "the other loop's": ({"rollout_size": 4}, "unrecognized arguments: --rollout_size=4"),
@@ -745,7 +728,7 @@ FLAGS = {  # case: (flags that replace the good ones, what the message says)
     "adapters without a rank": ({"lora_targets": "q"}, "--lora_targets: needs --lora_rank"),
     "another metric": ({"metric": "f2"}, "--metric f2: not among the metrics of these rows"),
     "too small a budget": ({"max_tokens": 5}, r"row \d+ has \d+ tokens, more than --max_tokens 5"),
-}
+}  # fmt: skip
 FILES = {  # case: (rows with feedback, what the message says)
     "a label of nobody": ([ROW, ROW | {"predicted_labels": "pink"}],
                           "line 2: field 'predicted_labels': the model has no label \"pink\"; it has blue, green, red"),

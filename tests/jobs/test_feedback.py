@@ -420,5 +420,3 @@ def test_from_the_shell(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["rows"] == 3
-    done = subprocess.run([*command[:4], "gone.json", *command[5:]], capture_output=True, text=True, cwd=ROOT)
-    assert (done.returncode, done.stderr) == (2, "error: FEEDBACK gone.json: no such file\n")

@@ -31,7 +31,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flag = parser.add_argument
     flag("--policy", required=True, metavar="RUN", help="a run of rank_train.py")
-    flag("--data", required=True, metavar="FILE", help="ranking rows")
+    flag("--data", required=True, metavar="FILE", help="ranking rows, JSONL: as many as --steps need")
     flag("--max_tokens", type=number(int, 1), default=8192, help="tokens a micro-batch, the same on both sides")
     flag("--batch_size", type=number(int, 1), default=16, help="questions a step")
     flag("--steps", type=number(int, 2), default=8, help="optimiser steps; rollouts are of four steps")
@@ -44,9 +44,15 @@ def parse_args(argv=None):
 def run_side(args, side: str) -> dict:
     """One process: times in seconds, rates, and the peak in MiB."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "run")
-        command = [sys.executable, "ppo.py", "--policy", args.policy, "--train_data", args.data]
-        command += ["--val_data", args.data, "--cache_dir", f"{folder}/cache", "--output_dir", str(out)]
+        out, count = Path(folder, "run"), args.steps * args.batch_size
+        rows = Path(args.data).read_text(encoding="utf-8").splitlines(keepends=True)
+        if len(rows) < count:
+            raise UserError(f"--data {args.data}: {len(rows)} rows, {count} are needed: lower --steps")
+        for name, part in (("train", rows[:count]), ("val", rows[: args.batch_size])):
+            Path(folder, f"{name}.jsonl").write_text("".join(part), encoding="utf-8")
+        command = [sys.executable, "ppo.py", "--policy", args.policy, "--train_data", f"{folder}/train.jsonl"]
+        command += ["--val_data", f"{folder}/val.jsonl", "--cache_dir", f"{folder}/cache"]
+        command += ["--output_dir", str(out)]
         command += ["--max_tokens", str(args.max_tokens), "--batch_size", str(args.batch_size)]
         command += ["--rollout_size", str(4 * args.batch_size), "--ppo_epochs", "1", "--log_steps", "1"]
         command += ["--max_steps", str(args.steps), *SIDES[side], *args.flags.split()]

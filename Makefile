@@ -43,8 +43,10 @@ RANK_ROWS = rows/reports
 RANK_FILES = $(if $(DATA),$(OWN_FLAGS),$(if $(filter builtin:minilm,$(MODEL)),@presets/reports) --train_data $(RANK_ROWS)/train.jsonl --val_data $(RANK_ROWS)/validation.jsonl --test_data $(RANK_ROWS)/test.jsonl)
 RANK = $(LAUNCH) rank_train.py $(RANK_FILES) $(if $(filter file,$(origin MODEL)),,--model_name $(MODEL)) $(COMMON)
 
-# ppo: improves the newest run of make rank (or POLICY=) by the rewards of its own choices; ARGS="--estimator rloo" ...
-POLICY ?= $(lastword $(sort $(wildcard runs/$(patsubst builtin:%,%,$(MODEL))/reports/*-seed?)))
+# ppo: improves the newest finished run of make rank (or POLICY=) by the rewards of its own choices, by leave-one-out
+# (the preset) or ARGS="--estimator ppo" ...; a ranker that it has to train first takes none of ARGS and EPOCHS
+RANKERS = $(patsubst %/validation/metrics.json,%,$(wildcard runs/$(notdir $(patsubst builtin:%,%,$(MODEL)))/reports/*/validation/metrics.json))
+POLICY ?= $(if $(DATA),,$(lastword $(sort $(filter-out %-ppo %-rloo %-grpo %-exact %-supervised,$(RANKERS)))))
 PPO_FILES = $(if $(DATA),$(OWN_FLAGS),@presets/reports-ppo --train_data $(RANK_ROWS)/train.jsonl --val_data $(RANK_ROWS)/validation.jsonl --test_data $(RANK_ROWS)/test.jsonl)
 PPO = $(LAUNCH) ppo.py $(PPO_FILES) --policy $(POLICY) $(COMMON)
 
@@ -105,9 +107,9 @@ rank: setup $(if $(DATA),,$(RANK_ROWS)/train.jsonl) ## train a ranker: the best 
 	@$(if $(DATA),$(if $(VAL),,echo "error: DATA=$(DATA) needs VAL=, the rows that choose the best step"; exit 1),:)
 	$(RANK)
 
-ppo: setup $(if $(DATA),,$(RANK_ROWS)/train.jsonl) ## improve a ranker by PPO: the newest of make rank (trained first if there is none), or POLICY=
+ppo: setup $(if $(DATA),,$(RANK_ROWS)/train.jsonl) ## improve a ranker by its choices' rewards (leave-one-out; ARGS="--estimator ppo"): the newest of make rank (trained first if there is none), or POLICY=
 	@$(if $(DATA),$(if $(POLICY),$(if $(VAL),,echo "error: DATA=$(DATA) needs VAL=, the rows that choose the best step"; exit 1),echo "error: DATA=$(DATA) needs POLICY=, a run of rank_train.py"; exit 1),:)
-	$(if $(POLICY),$(PPO),$(if $(AFTER_RANK),@echo "error: make rank left no run in runs/: give POLICY="; exit 1,$(MAKE) rank && $(MAKE) ppo AFTER_RANK=1))
+	$(if $(POLICY),$(PPO),$(if $(AFTER_RANK),@echo "error: make rank left no run in runs/: give POLICY="; exit 1,$(MAKE) rank ARGS= EPOCHS= && $(MAKE) ppo AFTER_RANK=1))
 
 master: setup $(if $(LLM)$(DATA),,$(BUILTIN_ROWS)/train.jsonl) ## train and compare MODELS on LLM= and STRATEGY= labels, or on one data set
 	$(PY) -m jobs.compare --models $(MODELS) $(MASTER_ROWS) $(if $(MASTER_TEST),--test_data $(MASTER_TEST)) --seeds $(SEEDS) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(GPUS),--gpus $(GPUS)) $(if $(NAME),--name $(NAME)) $(ARGS)

@@ -10,7 +10,8 @@
 The policy is softmax(scores / temperature). A rollout scores --rollout_size questions, draws choices and learns their
 rewards; then --ppo_epochs passes over it in batches of --batch_size questions. Who is told how many rewards a question:
 ppo 1 (or --samples), rloo and grpo --samples, exact and supervised all K. What a candidate is worth that was not
-chosen reaches no line of the update: core/rollouts.py tells, and counts.
+chosen reaches no line of the update: core/rollouts.py tells, and counts. The best step is chosen on validation rows,
+whose rewards are all known and not counted.
 
 Tags on the lines that cost: GPU compute, H2D and D2H copies, COMM between ranks, SYNC where the host waits.
 B questions of a cut, R of a rollout, K candidate places, G choices a question, N packed tokens.
@@ -32,7 +33,7 @@ from archs.actor_critic import ActorCritic
 from archs.build import freeze_unused, recompute_activations
 from archs.embedding import densify_gradients, use_sparse_gradients
 from archs.lora import adapters
-from archs.policy import load_policy, read_policy
+from archs.policy import load_policy, policy_hash, read_policy
 from archs.probes import choose_layout
 from archs.saving import load_weights, save_model
 from core.budget import Probe, settle_budgets, squares
@@ -78,7 +79,8 @@ def parse_args(argv=None):
     parser.set_defaults(batch_size=16)
     add_lora_flags(parser)
     flag = parser.add_argument_group("policy").add_argument
-    flag("--policy", default="", metavar="RUN", help="a run that rank_train.py (or this loop) made: where it starts")
+    flag("--policy", default="", metavar="RUN",
+         help="a run that rank_train.py (or this loop) made: where it starts; a value head starts anew")
     flag("--temperature", type=number(float, 1e-3), default=1.0, help="of softmax(scores / temperature)")
     flag("--group_field", default="", help="column whose values the report is divided by: num_steps, say")
     flag = parser.add_argument_group("rollouts").add_argument
@@ -98,7 +100,7 @@ def parse_args(argv=None):
     flag("--kl_target", type=number(float, 0), default=0.0,
          help="nats: --kl_coef is doubled or halved after each rollout to hold KL(policy || start) there; 0: fixed")
     flag("--stop_kl", type=number(float, 0), default=0.0,
-         help="nats: end a rollout's passes once KL(policy of the rollout || policy) is above; 0: never")
+         help="nats: end a rollout's passes once a pass's mean KL(policy of the rollout || policy) is above; 0: never")
     args = parse(parser, argv)
     settle_lora_flags(args)
     for name in ("policy", "train_data", "val_data"):
@@ -107,6 +109,10 @@ def parse_args(argv=None):
             raise UserError(f"--{name}: not given; expected {expected}")
     if args.stop_kl and args.estimator == "supervised":
         raise UserError("--stop_kl: --estimator supervised has no policy of a rollout: drop the flag")
+    if args.stop_kl and args.ppo_epochs == 1:
+        raise UserError("--stop_kl: looks after each pass, and --ppo_epochs 1 has no further one: drop the flag")
+    if args.kl_target and not args.kl_coef:
+        raise UserError(f"--kl_target {args.kl_target}: adapts --kl_coef, which is 0; give one above 0")
     if args.overlap:
         raise UserError("--overlap: not in this loop: drop the flag")
     alone = args.estimator in ("rloo", "grpo") and args.samples == 1
@@ -161,8 +167,11 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     files = {"train": args.train_data, "validation": args.val_data, "test": args.test_data}
     flags = {"train": "--train_data", "validation": "--val_data", "test": "--test_data"}
     groups = {"train": "", "validation": args.group_field, "test": args.group_field}  # of the report
+    knows_all = args.estimator in ("exact", "supervised")  # others cannot know which questions teach nothing
     data = {
-        name: open_rank_rows(path, flags[name], encoder, args.cache_dir, groups[name], name == "train")
+        name: open_rank_rows(
+            path, flags[name], encoder, args.cache_dir, groups[name], name == "train" and knows_all
+        )
         for name, path in files.items()
         if path
     }
@@ -177,10 +186,6 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     broadcast_parameters([*model.parameters(), *model.buffers()])  # COMM
     if args.gradient_checkpointing:
         recompute_activations(model.inner)
-    if args.compile == "on" and device.type != "cuda":
-        raise UserError(
-            f"--compile on: not on {device.type}: nothing to gain there (bench/NOTES.md); drop the flag"
-        )
     run_model = torch.compile(model, dynamic=True) if args.compile == "on" else model
 
     # -- batches: which questions make a rollout hangs on the seed and the epoch alone; how they are cut, on memory
@@ -294,7 +299,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     auto = "reward_ratio" if (data["validation"].rewards > 0).any() else "average_reward"
     metric = choose_rank_metric(auto if args.metric == "auto" else args.metric, data["validation"])
     profiler = StepProfiler(args.profile if rank == 0 else "", folder / "profile", device)
-    hashes = {name: rows.meta["sha256"] for name, rows in data.items()}
+    hashes = {name: rows.meta["sha256"] for name, rows in data.items()} | {"policy": policy_hash(args.policy)}
     record = RunRecord.open(folder, args, device, world, data=hashes)
     start, step, stop, trained_s, rollout_s = 0, 0, False, 0.0, 0.0
     best = {"value": None, "step": 0, "waited": 0}  # waited: evaluations since
@@ -432,10 +437,10 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
                 passes.append(sum_over_ranks(sums) / num_seen)  # COMM
             if args.stop_kl and float(passes[-1][STATS.index("kl_old")]) > args.stop_kl:  # SYNC  a pass
                 break
-        perf = {"rollout_frac": rollout_s / max(1e-9, meter.total_s + time.perf_counter() - meter.since)}
         synchronize(device)  # SYNC  once a rollout
         num_passes = len(passes) + (args.estimator != "supervised")
         meter.stop(num_tokens * num_passes, steps=step - step_before)
+        perf = {"rollout_frac": rollout_s / max(1e-9, meter.total_s)}
         stats = dict(zip(STATS, passes[-1].tolist(), strict=True))  # SYNC  means of the last pass
         if args.kl_target:
             kl_coef = adapted(kl_coef, stats["kl"], args.kl_target)
@@ -461,7 +466,9 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
                 stats |= {"kl_coef": kl_coef, "passes": len(passes)}
                 if args.estimator == "ppo":
                     stats["explained_variance"] = explained_variance(values, rewards)
-                now |= {f"ppo/{name}": value for name, value in stats.items()}
+            else:
+                stats = {name: stats[name] for name in ("entropy", "kl")}
+            now |= {f"ppo/{name}": value for name, value in stats.items()}
             now |= {f"perf/{name}": value for name, value in perf.items()} | {"perf/train_s": meter.total_s}
             now |= meter.fields() | peak_memory(device)  # COMM
             if log:

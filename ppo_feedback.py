@@ -7,7 +7,8 @@
 A row is a choice that was made (predicted_labels) with its reward, 0.7 x feedback + 0.3 x accuracy (--reward_weights).
 The loss is PPO's clipped one on that choice, with the mean of the other rows' rewards as its baseline, plus
 --supervised_weight times the cross-entropy on true_labels where they are known, plus --kl_coef times the exact
-KL(policy || start), so that what was known is kept. The policy that ratios are taken to is scored anew each epoch.
+KL(policy || start), so that what was known is kept. The policy that ratios are taken to is scored anew each epoch, so
+the clip bounds an epoch's step, and the KL term the whole way.
 
 Tags on the lines that cost: GPU compute, H2D and D2H copies, COMM between ranks, SYNC where the host waits.
 B rows of a cut, n rows of the file, C classes, N packed tokens, T padded tokens.
@@ -26,7 +27,7 @@ from tqdm import tqdm
 from archs.build import freeze_unused, recompute_activations
 from archs.embedding import densify_gradients, use_sparse_gradients
 from archs.lora import adapters
-from archs.policy import load_policy, read_policy
+from archs.policy import load_policy, policy_hash, read_policy
 from archs.probes import choose_packing
 from archs.saving import load_weights, save_model
 from core.batches import Cut, Feed
@@ -81,8 +82,9 @@ def parse_args(argv=None):
                            ("val_data", "rows that choose the best step")):
         if not getattr(args, name):
             raise UserError(f"--{name}: not given; expected {expected}")
-    if args.overlap:
-        raise UserError("--overlap: not in this loop: drop the flag")
+    for name in ("overlap", "compile"):
+        if getattr(args, name) in (True, "on"):
+            raise UserError(f"--{name}: not in this loop: drop the flag")
     if args.train_data not in ("", args.feedback):
         raise UserError(f"--train_data {args.train_data}: with --feedback that file holds the rows: drop the flag")
     args.train_data = args.feedback
@@ -149,6 +151,12 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
 
     # -- data: the rows with feedback, small beside others, in memory; the rest from a memory-mapped cache ------
     given = read_feedback(args.feedback, "--feedback", names, several, pair)
+    if args.estimator == "supervised" and not given.has_truth.any():
+        raise UserError(f"--estimator supervised: no row of {args.feedback} has true_labels to learn from")
+    if args.estimator == "supervised" and not given.has_truth.all():
+        say(f"note: {int((~given.has_truth).sum())} rows without true_labels teach nothing here: left out")
+        given = given.part(given.has_truth)
+    say(f"feedback: {given.summary()}")
     labels = np.nan_to_num(given.truth).astype(np.uint8) if several else given.truth.astype(np.int32)
     rows_of = given.texts, given.pairs, labels, names, encoder, given.lines, args.feedback
     train = rows_in_memory(*rows_of)
@@ -156,9 +164,6 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     data = {"train": train, "validation": source.open(args.val_data, "--val_data", train)}
     if args.test_data:
         data["test"] = source.open(args.test_data, "--test_data", train)
-    if args.estimator == "supervised" and not given.has_truth.any():
-        raise UserError(f"--estimator supervised: no row of {args.feedback} has true_labels to learn from")
-    say(f"feedback: {given.summary()}")
     for name in (name for name in data if name != "train"):
         say(f"{name}: {data[name].summary()}")
 
@@ -252,7 +257,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     # -- run folder: made only now, when everything that a user can get wrong has been read --------------------
     metric = choose_metric(args.metric, data["validation"])
     profiler = StepProfiler(args.profile if rank == 0 else "", folder / "profile", device)
-    hashes = {name: rows.meta["sha256"] for name, rows in data.items()}
+    hashes = {name: rows.meta["sha256"] for name, rows in data.items()} | {"policy": policy_hash(args.policy)}
     record = RunRecord.open(folder, args, device, world, data=hashes)
     start, stop, trained_s = 0, False, 0.0
     best = {"value": None, "step": 0, "waited": 0}  # waited: evaluations since
@@ -433,7 +438,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
 
     def report() -> dict:
         changes = {name: measure_change(first_scores[name], scores[name], data[name]) for name in scores}
-        say("\n".join(change_text(change, name) for name, change in changes.items()))
+        say("\n".join(change_text(change, name, several) for name, change in changes.items()))
         found = facts | {"change": changes}
         return report_run(args, folder, record, log, row_format, data, scores, found)
 

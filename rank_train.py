@@ -186,10 +186,6 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     broadcast_parameters([*model.parameters(), *model.buffers()])  # COMM
     if args.gradient_checkpointing:
         recompute_activations(model.inner)
-    if args.compile == "on" and device.type != "cuda":
-        raise UserError(
-            f"--compile on: not on {device.type}: nothing to gain there (bench/NOTES.md); drop the flag"
-        )
     run_model = torch.compile(model, dynamic=True) if args.compile == "on" else model
 
     # -- batches: which rows make a step hangs on the seed and the epoch alone; how they are cut, on memory ------

@@ -1,5 +1,6 @@
 """A finished run as the policy that a PPO loop starts from."""
 
+import hashlib
 import os
 from argparse import Namespace
 from pathlib import Path
@@ -13,6 +14,7 @@ from archs.lora import adapters, add_lora, find_targets, frozen_dtype
 from archs.saving import load_model, read_about
 from core.errors import UserError
 from core.files import found_folder
+from core.rows import file_sha256
 
 MAKERS = {True: ("a ranker", "rank_train.py"), False: ("a classifier", "train.py")}
 
@@ -38,6 +40,12 @@ def read_policy(policy: str, ranks: bool) -> dict:
         other = MAKERS[not ranks][0]
         raise UserError(f"--policy {policy}: is {other}, not {kind}; expected a run of {maker}")
     return about
+
+
+def policy_hash(policy: str) -> str:
+    """One sha256 of the weights that a policy starts from: a run that is resumed must start from the same."""
+    parts = sorted(policy_folder(policy).glob("*.safetensors"))
+    return hashlib.sha256(" ".join(file_sha256(part) for part in parts).encode()).hexdigest()
 
 
 def load_policy(

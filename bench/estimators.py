@@ -6,7 +6,8 @@
 Each run is ppo.py's, in a process of its own, one after another; a finished run in --output_dir is taken as it is, so a
 study that was stopped goes on. Writes estimators.png (validation reward ratio against rewards told, and against
 seconds), and prints for each way the scores at the start, at the best step (chosen on validation rows) and at the last
-one, and how many runs ended below the start or diverged. The last line is one JSON object.
+one, how far the last one's differ from the start (lowest, highest, standard deviation over seeds), and how many runs
+ended below the start or diverged. The last line is one JSON object.
 """
 
 import argparse
@@ -43,8 +44,18 @@ def parse_args(argv=None):
 # fmt: on
 
 
-def run_once(args, way: str, seed: int) -> Path:
-    """The folder of a finished run. Raises UserError with the end of its error output when it fails."""
+def check_study(args) -> None:
+    """Write what the study is about into its folder. Raises UserError when the runs there are of another one."""
+    about = {name: getattr(args, name) for name in ("policy", "train_data", "val_data", "test_data", "flags")}
+    path = Path(args.output_dir, "study.json")
+    if path.is_file() and json.loads(path.read_text()) != about:
+        raise UserError(f"--output_dir {args.output_dir}: holds runs of another study ({path}); give another")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(about, indent=1) + "\n")
+
+
+def run_once(args, way: str, seed: int) -> Path | None:
+    """The folder of a finished run, None of one that diverged. Raises UserError where it fails for another reason."""
     folder = Path(args.output_dir) / f"{way}-{seed}"
     record = folder / "run.json"
     if record.is_file() and json.loads(record.read_text())["status"] == "finished":
@@ -54,6 +65,8 @@ def run_once(args, way: str, seed: int) -> Path:
     command += ["--estimator", way, "--seed", str(seed), *args.flags.split()]
     command += ["--resume", str(folder)] if record.is_file() else ["--output_dir", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode and "diverged" in done.stderr:
+        return None
     if done.returncode:
         raise UserError(f"{way}, seed {seed}: failed:\n{done.stderr[-2000:]}")
     return folder
@@ -76,26 +89,35 @@ def measure(folder: Path) -> dict:
 def main(argv=None) -> dict:
     """All runs, the table, the picture; returns what the last line says."""
     args = parse_args(argv)
+    check_study(args)
+    diverged = dict.fromkeys(args.estimators, 0)
     runs: dict[str, list[dict]] = {}
     logs: dict[str, list[list[dict]]] = {}
     for seed in range(args.seeds):
         for way in args.estimators:
             folder = run_once(args, way, seed)
+            if folder is None:
+                diverged[way] += 1
+                print(f"{way}, seed {seed}: diverged", flush=True)
+                continue
             runs.setdefault(way, []).append(measure(folder))
             logs.setdefault(way, []).append(read_logs(folder))
             print(f"{way}, seed {seed}: {json.dumps(runs[way][-1])}", flush=True)
     rows = []
     for way, found in runs.items():
         columns = {name: statistics.median(run[name] for run in found) for name in found[0]}
-        columns["lowest_last"] = min(run["last"] - run["start"] for run in found)
-        columns["below_start"] = sum(run["last"] < run["start"] for run in found)
+        changes = [run["last"] - run["start"] for run in found]
+        columns |= {"lowest": min(changes), "highest": max(changes), "spread": statistics.pstdev(changes)}
+        columns["below_start"] = sum(change < 0 for change in changes)
+        columns["diverged"] = diverged[way]
         rows.append((way, columns))
-    shown = ["start", "best", "last", "lowest_last", "below_start", "skipped", "told", "seconds"]
+    shown = ["start", "best", "last", "lowest", "highest", "spread", "below_start", "diverged", "skipped"]
+    shown += ["told", "seconds"]
     shown += ["test_start", "test"] if args.test_data else []
     print(f"\nmedians over {args.seeds} seeds\n{format_table(rows, shown)}\n")
     first = next(iter(runs.values()))[0]
     save_png(estimators_figure(logs, first["start"]), Path(args.output_dir) / "estimators.png")
-    return print_result(args, medians=dict(rows), runs=runs)
+    return print_result(args, medians=dict(rows), runs=runs, diverged=diverged)
 
 
 if __name__ == "__main__":

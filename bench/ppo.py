@@ -4,8 +4,8 @@
 
 All sides start from the same policy and rows, in turn, each in a process of its own, one pass a rollout: ppo (with its
 value head), rloo with four choices a question, and supervised, which is the ranker's own training step (cross-entropy,
-no rollout, no value head) in the same loop. Prints choices scored and updated a second, the share of time in rollouts,
-and peak memory over the ranker's. The last line is one JSON object.
+no rollout, no value head) in the same loop. Prints candidates scored and updated a second, choices drawn, the share of
+time in rollouts, and peak memory over the ranker's. The last line is one JSON object.
 """
 
 import argparse
@@ -65,8 +65,11 @@ def run_side(args, side: str) -> dict:
     rollout_s = seconds * last["perf/rollout_frac"]
     found = {"questions_per_s": questions / seconds, "rollout_frac": last["perf/rollout_frac"]}
     samples = record["arguments"]["samples"]
-    found["choices_scored_per_s"] = questions * samples / rollout_s if samples else 0.0
-    found["choices_updated_per_s"] = questions * samples / (seconds - rollout_s)
+    found["choices_drawn_per_s"] = questions * samples / rollout_s if samples else 0.0
+    # every pass scores all K candidates of a question, whatever is drawn
+    width = statistics.mean(len(json.loads(row)["candidates"]) for row in rows[:count])
+    found["candidates_scored_per_s"] = questions * width / rollout_s if samples else 0.0
+    found["candidates_updated_per_s"] = questions * width / (seconds - rollout_s)
     return found | {"peak_mib": record["peak_memory"]["mem/peak_mib"]}
 
 

@@ -33,10 +33,11 @@ def measure_change(before: np.ndarray, after: np.ndarray, rows: TokenRows) -> di
     return found
 
 
-def change_text(change: dict[str, dict], split: str) -> str:
-    """One line a score."""
+def change_text(change: dict[str, dict], split: str, several: bool) -> str:
+    """One line a score. split: validation rows chose the step, so their line flatters it | several: labels a row."""
+    told = {"validation": "validation, which chose the step"}.get(split, split) + ", at 0.5" * several
     return "\n".join(
-        f"{split}: {name} {found['before']:.4f} before, {found['after']:.4f} after: {found['difference']:+.4f} "
+        f"{told}: {name} {found['before']:.4f} before, {found['after']:.4f} after: {found['difference']:+.4f} "
         f"(95 % of resampled rows {found['low']:+.4f} to {found['high']:+.4f}, p {found['p']:.3f})"
         for name, found in change.items()
     )

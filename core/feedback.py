@@ -4,7 +4,7 @@ A row: {"text", "true_labels", "predicted_labels", "feedback"}, and "pair" for a
 Legend: n rows, C classes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,14 @@ class FeedbackRows:
     def has_truth(self) -> np.ndarray:
         """(n,) bool: whose true labels are known."""
         return self.truth >= 0 if self.truth.ndim == 1 else ~np.isnan(self.truth).any(axis=1)
+
+    def part(self, keep: np.ndarray) -> "FeedbackRows":
+        """Some of the rows. keep: (n,) bool."""
+        places = np.flatnonzero(keep)
+        texts = [self.texts[k] for k in places]
+        pairs = None if self.pairs is None else [self.pairs[k] for k in places]
+        columns = {name: getattr(self, name)[places] for name in ("actions", "truth", "feedback", "lines")}
+        return replace(self, texts=texts, pairs=pairs, **columns)
 
     def summary(self) -> str:
         """One line for the log."""

@@ -35,8 +35,12 @@ def set_up_numbers(args: Namespace, device: torch.device, architecture: str) -> 
     """Seed the generators, set how float32 products are taken and whether all is repeatable, keep freed memory.
 
     Returns: the type of autocast, None for float32 throughout.
-    Raises:  UserError for an --amp that the device or the architecture does not have.
+    Raises:  UserError for an --amp that the device or the architecture does not have, or --compile on the CPU.
     """
+    if args.compile == "on" and device.type != "cuda":
+        raise UserError(
+            f"--compile on: not on {device.type}: nothing to gain there (bench/NOTES.md); drop the flag"
+        )
     keep_freed_memory()
     amp_dtype = choose_amp(args.amp, device, architecture, args.force_fp16)
     tf32 = amp_dtype is not None and not args.deterministic

@@ -71,7 +71,12 @@ def estimators_figure(runs: dict[str, list[list[dict]]], start: float) -> Figure
             middle = [
                 [sum(part[i][j] for part in curves) / len(curves) for j in range(shortest)] for i in (0, 1)
             ]
-            axes.plot(*middle, color=f"C{k}", marker=".", label=f"{name} ({len(seeds)} seeds)")
+            axes.plot(
+                *middle,
+                color=f"C{k}",
+                marker=".",
+                label=f"{name} ({len(seeds)} seed{'s' * (len(seeds) > 1)})",
+            )
         axes.axhline(start, color="black", lw=0.8, ls="--", label="start")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)

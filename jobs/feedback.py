@@ -215,6 +215,8 @@ def simulate(args: argparse.Namespace) -> dict:
     is_wrong = np.random.default_rng(args.seed).random(len(rows)) < args.error_rate
     values = np.where(is_wrong, 1 - accuracies, accuracies).round(6)
     made = [row | {"feedback": float(value)} for row, value in zip(rows, values, strict=True)]
+    if args.hide_labels:
+        made = [row | {"true_labels": None} for row in made]
     with make_output(args.output) as out:
         out.write(as_text(made, args.output))
     num_replaced = sum(row.get("feedback") not in (None, "") for row in rows)
@@ -278,6 +280,7 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
         flag("feedback", metavar="FEEDBACK", help="rows that `collect` wrote, .json or .jsonl, with true_labels")
         flag("--error_rate", type=number(float, 0, 1), default=0.0,
              help="the chance that a row's feedback is turned round, x into 1 - x (default: 0)")
+        flag("--hide_labels", action="store_true", help="write no true_labels: feedback alone is left to learn from")
         flag("--seed", type=number(int, 0), default=0, help="of which rows those are (default: 0)")
     flag("--output", required=True, metavar="FILE", help="rows to write: .json (a list) or .jsonl (one a line)")
     args = parser.parse_args(argv[1:])

@@ -88,7 +88,8 @@ def clipped_surrogate(
 
     At ratio 1 its gradient is REINFORCE's with a baseline: -sum w A grad log p.
 
-    Args:   log_probs, old_log_probs, advantages, weights: (B, G) of the choices, weights sum to 1 a question |
+    Args:   log_probs, old_log_probs, advantages, weights: (B, G) of the choices; weights sum to 1 a question, but for
+            independent labels, each of which is a choice of weight 1 |
             clip: above 0; inf never clips.
     Source: Schulman et al. 2017 (PPO), eq. 7.
     """
@@ -123,13 +124,14 @@ def clipped_value_loss(
 
 
 def adapted(coefficient: float, divergence: float, target: float) -> float:
-    """The KL coefficient of the next rollout: doubled above 1.5 times the target, halved below its 1.5th part.
+    """The KL coefficient of the next rollout: doubled above 1.5 times the target, halved below its 1.5th part, and held
+    between 1e-4 and 100, so that a quiet start does not take it away for good.
 
     Source: Schulman et al. 2017 (PPO), section 4.
     """
     if divergence > 1.5 * target:
-        return coefficient * 2
-    return coefficient / 2 if divergence < target / 1.5 else coefficient
+        return min(100.0, coefficient * 2)
+    return max(1e-4, coefficient / 2) if divergence < target / 1.5 else coefficient
 
 
 def label_log_probs(scores: torch.Tensor, actions: torch.Tensor, several: bool) -> torch.Tensor:

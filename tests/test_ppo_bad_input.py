@@ -117,6 +117,8 @@ FLAGS = {  # case: (kind, flags, message)
     "no such column": ("bert", ["--group_field", "steps"], r"val.jsonl: 16 bad rows"),
     "a budget below a question": ("bert", ["--max_tokens", "15"], "tokens, more than --max_tokens 15"),
     "unknown packing": ("bert", ["--packing", "no"], "--packing: invalid choice: 'no'"),
+    "stop_kl in the only pass": ("bert", ["--stop_kl", "0.1", "--ppo_epochs", "1"], "--stop_kl: looks after each"),
+    "a target for nothing": ("bert", ["--kl_target", "0.1", "--kl_coef", "0"], "--kl_target 0.1: adapts --kl_coef"),
     "compiled on a CPU": ("bert", ["--compile"], "--compile on: not on cpu"),
     "a flag of rank_train.py": ("bert", ["--share_prefix", "on"], "unrecognized arguments: --share_prefix on"),
     "another": ("bert", ["--dropout", "0.1"], "unrecognized arguments: --dropout 0.1"),
@@ -152,18 +154,21 @@ def test_bad_files(case, flags_of, tmp_path):
     assert path in check(flags_of("bert", **{flag: path}), message, tmp_path / "run")
 
 
-def test_questions_without_a_choice_are_left_out_and_nobody_is_asked_about_them(
-    flags_of, tmp_path, monkeypatch, capsys
+@pytest.mark.parametrize("estimator, told", [("ppo", 17), ("exact", None)])
+def test_who_knows_all_rewards_leaves_out_questions_that_teach_nothing(
+    estimator, told, flags_of, tmp_path, monkeypatch, capsys
 ):
+    """Others cannot know before they have asked."""
     in_haste(monkeypatch)
     files = {"train_data": write_jsonl(tmp_path / "train.jsonl", rank_rows(8) + [EQUAL] * 5 + [ALONE] * 4)}
     files |= {"val_data": write_jsonl(tmp_path / "val.jsonl", rank_rows(6, 1) + [EQUAL, ALONE])}
-    result = ppo.main(flags_of("bert", output_dir=tmp_path / "run", **files))
+    result = ppo.main(flags_of("bert", output_dir=tmp_path / "run", estimator=estimator, **files))
     said = capsys.readouterr().out
-    assert "train: 8 questions" in said
-    assert "9 with one reward for all: left out" in said
+    assert f"train: {told or 8} questions" in said
+    assert ("9 with one reward for all: left out" in said) == (told is None)
     assert (result["n"], result["num_skipped"]) == (6, 2)
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["rewards_told"] == 8
+    everything = sum(len(row["candidates"]) for row in rank_rows(8))
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["rewards_told"] == (told or everything)
 
 
 def test_rewards_below_zero(flags_of, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from archs.adapters import whole_modules
 from archs.build import build_model
 from archs.loading import load_config, load_tokenizer
 from archs.lora import adapters, add_lora, find_targets
-from archs.policy import load_policy, policy_folder, read_policy
+from archs.policy import load_policy, policy_folder, policy_hash, read_policy
 from archs.saving import load_model, save_model
 from core.errors import UserError
 from tests.conftest import save_language_model, save_tiny
@@ -250,3 +250,13 @@ def test_no_folder_at_all(ranks, maker, tmp_path):
     for name in ("nowhere", "file"):
         with pytest.raises(UserError, match=rf"--policy .*{name}: no such folder; expected a run of {maker}"):
             read_policy(str(tmp_path / name), ranks)
+
+
+def test_the_hash_of_a_policy_hangs_on_its_weights(tmp_path):
+    (tmp_path / "best_model").mkdir()
+    path = tmp_path / "best_model" / "model.safetensors"
+    path.write_bytes(b"a")
+    first = policy_hash(str(tmp_path))
+    assert policy_hash(str(tmp_path)) == first
+    path.write_bytes(b"b")
+    assert policy_hash(str(tmp_path)) != first

@@ -124,7 +124,7 @@ def test_a_line_a_score():
         },
         "macro_f1": {"before": 0.9, "after": 0.8, "difference": -0.1, "low": -0.2, "high": 0.0, "p": 1.0},
     }
-    assert change_text(change, "test").splitlines() == [
+    assert change_text(change, "test", False).splitlines() == [
         "test: accuracy 0.5000 before, 0.7500 after: +0.2500 (95 % of resampled rows -0.0100 to +0.5000, p 0.031)",
         "test: macro_f1 0.9000 before, 0.8000 after: -0.1000 (95 % of resampled rows -0.2000 to +0.0000, p 1.000)",
     ]

@@ -259,3 +259,11 @@ def test_rewards_of_label_sets_by_hand(tmp_path):
     rewards = row_rewards(found, 0.6, 0.3)
     assert (rewards.dtype, rewards.shape) == (np.float32, (5,))
     np.testing.assert_allclose(rewards, [0.3 + 0.2, 0.3, 0.6, 0.45, 0.6], rtol=1e-6)
+
+
+def test_a_part_of_the_rows(tmp_path):
+    rows = read([GOOD, GOOD | {"true_labels": None, "text": "other"}, GOOD | {"text": "third"}], tmp_path)
+    known = rows.part(rows.has_truth)
+    assert (known.texts, known.lines.tolist(), len(known)) == ([GOOD["text"], "third"], [1, 3], 2)
+    assert known.has_truth.all()
+    assert len(rows) == 3

@@ -420,3 +420,13 @@ def test_from_the_shell(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["rows"] == 3
+
+
+def test_hidden_labels_change_no_feedback(tmp_path):
+    source, found = write_jsonl(tmp_path / "rows.jsonl", many(40)), []
+    for more in ([], ["--hide_labels"]):
+        out = tmp_path / f"{len(more)}.json"
+        feedback.main(["simulate", source, "--output", str(out), "--error_rate", "0.2", *more])
+        found.append(json.loads(out.read_text()))
+    assert [row["feedback"] for row in found[0]] == [row["feedback"] for row in found[1]]
+    assert all(row["true_labels"] is None for row in found[1])

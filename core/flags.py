@@ -44,6 +44,25 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help lists the flags)")
 
 
+def step_parser(program: str, doc: str, steps: dict[str, tuple], argv: list[str] | None) -> tuple:
+    """Of a command with several steps, the first word of whose arguments names one.
+
+    Args:    program: python -m what | doc: printed for --help | steps: (function, description) by name.
+    Returns: (the step, a parser for its flags, the arguments behind it).
+    Raises:  UserError when there is no such step.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    step = argv[0] if argv else "nothing"
+    if step in ("-h", "--help"):
+        print(doc)
+        sys.exit(0)
+    if step not in steps:
+        raise UserError(f"{step}: no such step; expected one of {', '.join(steps)}, then its flags")
+    parser = Parser(steps[step][1])
+    parser.prog = f"python -m {program} {step}"
+    return step, parser, argv[1:]
+
+
 def number(
     kind: type, least: float, most: float | None = None, auto: bool = False
 ) -> Callable[[str], object]:

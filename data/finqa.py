@@ -18,12 +18,11 @@ rewards     {question, context, candidates, rewards, ...}: data/rewards.py says 
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from core.errors import UserError, disk_errors, run_main
 from core.files import write_text
-from core.flags import Parser, number
+from core.flags import number, step_parser
 from core.rows import BadRows, half_pair, read_rows, show
 from data.candidates import candidate_rows, count_kinds, page_of, sample_rows
 from data.finqa_rows import Problems, check_rows, prepare_rows, read_finqa
@@ -164,15 +163,7 @@ STEPS = {
 
 def parse_flags(argv: list[str] | None) -> argparse.Namespace:
     """The step and its flags."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    step = argv[0] if argv else "nothing"
-    if step in ("-h", "--help"):
-        print(__doc__)
-        sys.exit(0)
-    if step not in STEPS:
-        raise UserError(f"{step}: no such step; expected one of {', '.join(STEPS)}, then its flags")
-    parser = Parser(STEPS[step][1])
-    parser.prog = f"python -m data.finqa {step}"
+    step, parser, rest = step_parser("data.finqa", __doc__, STEPS, argv)
     add = parser.add_argument
     add(
         "--input", required=True, metavar="FILE", help="rows of FinQA, or of the step before: .json or .jsonl"
@@ -205,7 +196,7 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
         add("--also", nargs="+", default=[], metavar="FILE", help=help_text)
         help_text = "a model's samples instead of mutants: rows {id, samples: [programs or answers]}"
         add("--from", dest="samples", default="", metavar="FILE", help=help_text)
-    args = parser.parse_args(argv[1:])
+    args = parser.parse_args(rest)
     args.step = step
     beside = [*getattr(args, "exclude", []), *getattr(args, "also", [])]
     read = {Path(path).resolve() for path in (args.input, *beside, getattr(args, "samples", "")) if path}

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from core.errors import UserError, disk_errors, run_main
 from core.feedback import check_ending, class_indices, named_labels
-from core.flags import Parser, number
+from core.flags import number, step_parser
 from core.memory import keep_freed_memory
 from core.metrics import probabilities
 from core.predictions import prediction_rows
@@ -258,15 +258,7 @@ STEPS = {
 # fmt: off
 def parse_flags(argv: list[str] | None) -> argparse.Namespace:
     """The step and its flags."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    step = argv[0] if argv else "nothing"
-    if step in ("-h", "--help"):
-        print(__doc__)
-        sys.exit(0)
-    if step not in STEPS:
-        raise UserError(f"{step}: no such step; expected one of {', '.join(STEPS)}, then its flags")
-    parser = Parser(STEPS[step][1])
-    parser.prog = f"python -m jobs.feedback {step}"
+    step, parser, rest = step_parser("jobs.feedback", __doc__, STEPS, argv)
     flag = parser.add_argument
     if step == "collect":
         flag("run", metavar="RUN", help="a classifier's run folder that train.py made")
@@ -283,7 +275,7 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
         flag("--hide_labels", action="store_true", help="write no true_labels: feedback alone is left to learn from")
         flag("--seed", type=number(int, 0), default=0, help="of which rows those are (default: 0)")
     flag("--output", required=True, metavar="FILE", help="rows to write: .json (a list) or .jsonl (one a line)")
-    args = parser.parse_args(argv[1:])
+    args = parser.parse_args(rest)
     source, args.step = args.data if step == "collect" else args.feedback, step
     output = Path(args.output)
     if output.is_dir():

@@ -4,6 +4,7 @@
     python ppo.py --policy runs/minilm/reports/RUN --train_data train.jsonl --val_data dev.jsonl
     python ppo.py --policy RUN --estimator rloo --samples 4 --train_data ... --val_data ...    # also grpo, exact
     python ppo.py --policy RUN --estimator supervised --train_data ... --val_data ...          # the rival, same batches
+    python ppo.py --feedback FILE --policy CLASSIFIER --val_data ...                           # see ppo_feedback.py
     torchrun --standalone --nproc_per_node=8 ppo.py --policy RUN --train_data train.jsonl --val_data dev.jsonl
     python ppo.py --resume runs/minilm/reports/20260101-120000-seed0           # continue a run that was stopped
 
@@ -141,7 +142,7 @@ def main(argv=None, on_eval=None) -> dict:
 
 def is_about_feedback(argv: list[str]) -> bool:
     """Whether these flags are of the other loop: feedback is given, or a run of that loop resumed."""
-    parser = Parser("")
+    parser = Parser("", add_help=False)  # --help is for the loop's own parser
     for name in ("--feedback", "--resume", "--output_dir"):
         parser.add_argument(name, nargs="?", const="")
     args, _ = parser.parse_known_args(argv)

@@ -26,8 +26,9 @@ FREE_ON_RESUME = {
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors, @FILE of flags (with # comments), and no abbreviations."""
 
-    def __init__(self, description: str):
+    def __init__(self, description: str, add_help: bool = True):
         super().__init__(
+            add_help=add_help,
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             fromfile_prefix_chars="@",

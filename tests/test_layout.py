@@ -1,6 +1,7 @@
 """The house rules that the syntax trees can show: who owns a loop, who imports whom, where a host wait is tagged."""
 
 import ast
+import importlib
 import io
 import re
 import tokenize
@@ -284,3 +285,27 @@ def test_every_target_has_its_help_line():
 
 def test_bite_make_targets():
     assert make_targets("To make sure, `make bert GPU=1` and\n```\nmake fly\n```") == {"bert", "fly"}
+
+
+# -- every loop tells its own flags -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "argv, flags",
+    [
+        (["train.py"], ("--class_weights", "--label_words")),
+        (["rank_train.py"], ("--tau", "--share_prefix")),
+        (["ppo.py"], ("--ppo_epochs", "--kl_target", "ppo_feedback.py")),
+        (["ppo.py", "--feedback", "x.json"], ("--reward_weights", "--supervised_weight")),
+        (["predict.py"], ("--evaluate", "--keep")),
+    ],
+    ids=" ".join,
+)
+def test_help_lists_the_flags_of_the_loop(argv, flags, monkeypatch, capsys):
+    module = importlib.import_module(Path(argv[0]).stem)
+    monkeypatch.setattr("sys.argv", argv)
+    with pytest.raises(SystemExit) as ended:
+        module.main([*argv[1:], "--help"])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    assert all(flag in told for flag in flags)

@@ -300,7 +300,8 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     auto = "reward_ratio" if (data["validation"].rewards > 0).any() else "average_reward"
     metric = choose_rank_metric(auto if args.metric == "auto" else args.metric, data["validation"])
     profiler = StepProfiler(args.profile if rank == 0 else "", folder / "profile", device)
-    hashes = {name: rows.meta["sha256"] for name, rows in data.items()} | {"policy": policy_hash(args.policy)}
+    hashes = {name: rows.meta["sha256"] for name, rows in data.items()}
+    hashes |= {"policy": on_main(policy_hash, args.policy)}
     record = RunRecord.open(folder, args, device, world, data=hashes)
     start, step, stop, trained_s, rollout_s = 0, 0, False, 0.0, 0.0
     best = {"value": None, "step": 0, "waited": 0}  # waited: evaluations since

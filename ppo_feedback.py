@@ -257,7 +257,8 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     # -- run folder: made only now, when everything that a user can get wrong has been read --------------------
     metric = choose_metric(args.metric, data["validation"])
     profiler = StepProfiler(args.profile if rank == 0 else "", folder / "profile", device)
-    hashes = {name: rows.meta["sha256"] for name, rows in data.items()} | {"policy": policy_hash(args.policy)}
+    hashes = {name: rows.meta["sha256"] for name, rows in data.items()}
+    hashes |= {"policy": on_main(policy_hash, args.policy)}
     record = RunRecord.open(folder, args, device, world, data=hashes)
     start, stop, trained_s = 0, False, 0.0
     best = {"value": None, "step": 0, "waited": 0}  # waited: evaluations since
@@ -274,12 +275,8 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     facts = {"model": about, "num_steps": num_steps, "epochs": epochs, "num_parameters": num_params}
     facts |= {"max_tokens": {"train": budget.tokens, "eval": eval_budget.tokens}}
     facts |= {"memory_model": budget.memory, "budget_changes": budget.changes}
-    facts |= {
-        "num_trained": num_trained,
-        "learning_rate": learning_rate,
-        "loss": args.estimator,
-        "metric": metric,
-    }
+    facts |= {"num_trained": num_trained, "learning_rate": learning_rate}
+    facts |= {"loss": args.estimator, "metric": metric}
     log = None
     if not args.dry_run:
         on_main(lambda: record.write(**facts))
@@ -404,15 +401,10 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
             stop = bool(args.patience and best["waited"] >= args.patience)
 
         if done % save_steps == 0 or done == num_steps or stop:
-            total = (
-                sum_over_ranks(sums.clone()) / world
-            )  # COMM  an equal part for each rank of what is not logged yet
-            state = {"best": best, "stop": stop, "sums": total.tolist(), "num_seen": num_seen}  # SYNC
-            state |= {
-                "skipped": int(skipped),
-                "train_s": meter.total_s,
-                "scaler": scaler.state_dict(),
-            }  # SYNC
+            unlogged = sum_over_ranks(sums.clone()) / world  # COMM  an equal part for each rank
+            state = {"best": best, "stop": stop, "sums": unlogged.tolist(), "num_seen": num_seen}  # SYNC
+            state |= {"skipped": int(skipped), "train_s": meter.total_s}  # SYNC
+            state |= {"scaler": scaler.state_dict()}  # SYNC
             on_main(save_checkpoint, folder / "checkpoint", done, model, optimizer, state)  # D2H
             for path in folder.glob("scores_*.npy") if log else ():
                 if int(path.stem.removeprefix("scores_")) < step // plan.steps_per_epoch:

@@ -1,6 +1,7 @@
 """A finished run as the policy that a PPO loop starts from."""
 
 import hashlib
+import json
 import os
 from argparse import Namespace
 from pathlib import Path
@@ -43,8 +44,14 @@ def read_policy(policy: str, ranks: bool) -> dict:
 
 
 def policy_hash(policy: str) -> str:
-    """One sha256 of the weights that a policy starts from: a run that is resumed must start from the same."""
-    parts = sorted(policy_folder(policy).glob("*.safetensors"))
+    """One sha256 of the weights that a policy starts from: a run that is resumed must start from the same.
+
+    An adapter's base is read too where it is a folder; a base of the hub is known by its name alone.
+    """
+    folder = policy_folder(policy)
+    adapter = folder / "adapter_config.json"
+    base = [json.loads(adapter.read_text())["base_model_name_or_path"]] if adapter.is_file() else []
+    parts = [part for path in (folder, *map(Path, base)) for part in sorted(path.glob("*.safetensors"))]
     return hashlib.sha256(" ".join(file_sha256(part) for part in parts).encode()).hexdigest()
 
 

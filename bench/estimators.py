@@ -15,6 +15,7 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from bench.results import print_result
@@ -86,6 +87,12 @@ def measure(folder: Path) -> dict:
     return found
 
 
+def median_of(values: Iterable[float | None]) -> float | None:
+    """The median of those that are numbers; None where there are none."""
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
 def main(argv=None) -> dict:
     """All runs, the table, the picture; returns what the last line says."""
     args = parse_args(argv)
@@ -105,7 +112,7 @@ def main(argv=None) -> dict:
             print(f"{way}, seed {seed}: {json.dumps(runs[way][-1])}", flush=True)
     rows = []
     for way, found in runs.items():
-        columns = {name: statistics.median(run[name] for run in found) for name in found[0]}
+        columns = {name: median_of(run[name] for run in found) for name in found[0]}
         changes = [run["last"] - run["start"] for run in found]
         columns |= {"lowest": min(changes), "highest": max(changes), "spread": statistics.pstdev(changes)}
         columns["below_start"] = sum(change < 0 for change in changes)
@@ -114,6 +121,8 @@ def main(argv=None) -> dict:
     shown = ["start", "best", "last", "lowest", "highest", "spread", "below_start", "diverged", "skipped"]
     shown += ["told", "seconds"]
     shown += ["test_start", "test"] if args.test_data else []
+    if not runs:
+        raise UserError(f"every run diverged: {diverged}; a smaller --learning_rate in --flags")
     print(f"\nmedians over {args.seeds} seeds\n{format_table(rows, shown)}\n")
     first = next(iter(runs.values()))[0]
     save_png(estimators_figure(logs, first["start"]), Path(args.output_dir) / "estimators.png")

@@ -71,7 +71,7 @@ class RankRows:
         """One line for the log."""
         meta, sizes = self.meta, self.sizes
         equal = f", {meta['num_equal']} with one reward for all: " if meta["num_equal"] else ""
-        equal += ("left out" if meta["is_training"] else "not in the metrics") if equal else ""
+        equal += ("left out" if meta["is_training"] else "nothing to choose there") if equal else ""
         sizes = f"{sizes.min()} to {sizes.max()}" if sizes.min() < sizes.max() else sizes.max()
         return (
             f"{len(self)} questions of {sizes} candidates, {len(self.prefix_ids)} + {len(self.candidate_ids)} tokens, "

@@ -1,6 +1,7 @@
 """Prepared FinQA rows in, rows with K candidates out: the right program, and wrong ones that look like it.
 
-A candidate reads as its arithmetic and its value, all by one rule: (5735 - 5829) / 5829 = -0.01613. The wrong ones
+A candidate reads as its arithmetic and its value, all by one rule: (5735 - 5829) / 5829 = -0.01613; with the operands'
+names, 5735 [net revenue, 2011] - 5829 [net revenue, 2010] = -94 (data/operand_names.py). The wrong ones
 are mutants (data/mutations.py has the kinds) of which data/selection.py chooses those beside which the right one does
 not stand out. No two have the same value, and none has one that agrees with the answer (within 1e-3; where a question
 asks for percent, neither has 100 times the right value, or a hundredth). Each place is the right one's equally often.
@@ -11,6 +12,7 @@ Or a model's own samples are the candidates, one of each value, and the right on
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from tqdm import tqdm
@@ -18,6 +20,7 @@ from tqdm import tqdm
 from core.rows import show
 from data.amounts import NUMBER, agrees, close, format_value
 from data.mutations import Mutant, mutants
+from data.operand_names import OperandNames
 from data.parts import Corpus, as_written, read_page
 from data.programs import Program, ProgramError, format_program, infix, parse_program, run_program
 from data.selection import choose_sets
@@ -41,16 +44,17 @@ def candidate_rows(
     corruption_rate: float = 0.5,
     seed: int = 0,
     also: Iterable[dict] = (),
+    name_operands: bool = False,
 ) -> tuple[list[dict], Problems]:
     """One row a question with its candidates, and (id, reason) of those left out.
 
     Args:    rows: of prepare_rows | corruption_rate: share of a program's parts that are changed in a wrong one |
              also: more such rows, for which no candidates are made; a small file's are chosen better by the look
-             of more right programs.
+             of more right programs | name_operands: write behind each number what the page calls it.
     Cost:    0.1 s a question on one core, `also` included; 1 GB for 600 (FinQA, 2026-11-20).
     """
     rows = list(rows)
-    pools, problems = draw_pools([*rows, *also], num_candidates, corruption_rate, seed)
+    pools, problems = draw_pools([*rows, *also], num_candidates, corruption_rate, seed, name_operands)
     own = {id(row) for row in rows}
     kept = sum(id(row) in own for row, _ in pools)
     problems = problems[: len(rows) - kept]
@@ -66,7 +70,7 @@ def candidate_rows(
 
 
 def draw_pools(
-    rows: list[dict], num_candidates: int, corruption_rate: float, seed: int
+    rows: list[dict], num_candidates: int, corruption_rate: float, seed: int, name_operands: bool = False
 ) -> tuple[list[tuple[dict, list[Mutant]]], Problems]:
     """(row, the right candidate and its mutants) for each row that has enough, in order; the others with reasons."""
     programs, pools, problems = {}, [], []
@@ -90,7 +94,11 @@ def draw_pools(
         if len(found) < num_candidates - 1:
             problems.append((i, f"too few wrong values: {len(found)} of {num_candidates - 1}"))
             continue
-        pools.append((row, [gold, *found]))
+        pool = [gold, *found]
+        if name_operands:
+            names = OperandNames(page, row.get("table") or [], row["context"])
+            pool = [replace(mutant, names=names.of(mutant.program)) for mutant in pool]
+        pools.append((row, pool))
     return pools, [(str(rows[i].get("id")), what) for i, what in sorted(problems)]
 
 

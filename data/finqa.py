@@ -99,7 +99,9 @@ def run_candidates(args: argparse.Namespace) -> dict:
         made, problems = sample_rows(rows, samples, args.num_candidates, args.seed)
     else:
         also = [row for path in args.also for row in read_finqa(path, "--also")]
-        made, problems = candidate_rows(rows, args.num_candidates, args.corruption_rate, args.seed, also)
+        made, problems = candidate_rows(
+            rows, args.num_candidates, args.corruption_rate, args.seed, also, args.name_operands
+        )
     print(f"{args.input}: {len(rows)} rows, {len(made)} with candidates, {len(problems)} left out")
     result = finish(args, made, problems)
     print("kinds of changes: " + ", ".join(f"{kind} {n}" for kind, n in count_kinds(made).most_common()))
@@ -192,6 +194,8 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
             default=0,
             help="of the mutants, the choice and the order (default: 0)",
         )
+        help_text = "write behind each number what the page calls it: its row and column, or the words around it"
+        add("--name_operands", action="store_true", help=help_text)
         help_text = "more prepared rows, which help to choose but are not written; for small files"
         add("--also", nargs="+", default=[], metavar="FILE", help=help_text)
         help_text = "a model's samples instead of mutants: rows {id, samples: [programs or answers]}"

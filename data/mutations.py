@@ -17,8 +17,8 @@ Operations and steps change one by one, or the whole shape is one that the file'
 
 import random
 from bisect import bisect, insort
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from data.amounts import agrees, close, format_value, read_number
 from data.parts import (
@@ -56,16 +56,17 @@ TRIES, PARENTS = 600, 6  # draws a question; mutants that others stand around
 
 @dataclass(frozen=True)
 class Mutant:
-    """A wrong program with its value, the kinds of what was changed, and how many parts that were."""
+    """A wrong program with its value, the kinds of what was changed, how many parts that were, its operands' names."""
 
     program: Program
     value: float
     kinds: tuple[str, ...] = ()
     changed: int = 0
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
-        return f"{infix(self.program)} = {format_value(self.value)}"
+        return f"{infix(self.program, self.names)} = {format_value(self.value)}"
 
 
 # Parts and their alternatives

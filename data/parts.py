@@ -9,6 +9,7 @@ from data.amounts import NUMBER, cell_operand, clean_operand, read_number
 from data.programs import TABLE_OPERATIONS, Program, Step, live_steps
 
 KINDS = ("row", "year", "number", "operation", "swap", "scale", "sign", "step")
+NUMBER_IN_TEXT = re.compile(rf"(?<![\w.,#-]){NUMBER.pattern}(?![\w-])")
 SCALE_CONSTANTS = ("const_100", "const_1000", "const_1000000")
 
 
@@ -37,11 +38,15 @@ def read_page(table: list[list[str]], context: str) -> Page:
                 page.places.setdefault(abs(value), []).append((r, c))
         if any((r, c) in page.cells for c in range(1, len(cells))) and cells[0]:
             page.names.append(cells[0])
-    text = "\n".join(line for line in context.split("\n") if " | " not in f" {line} ")
-    found = re.finditer(rf"(?<![\w.,#-]){NUMBER.pattern}(?![\w-])", text)
+    found = NUMBER_IN_TEXT.finditer("\n".join(text_lines(context)))
     numbers = dict.fromkeys(clean_operand(match[0]) for match in found)
     page.numbers = [n for n in numbers if read_number(n) and abs(read_number(n)) not in page.places]
     return page
+
+
+def text_lines(context: str) -> list[str]:
+    """The lines of a context that are no table."""
+    return [line for line in context.split("\n") if " | " not in f" {line} "]
 
 
 def is_year(operand: str) -> bool:

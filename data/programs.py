@@ -11,8 +11,9 @@ nested calls, divide(subtract(5735, 5829), 5829).
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from data.amounts import CONSTANT, cell_number, clean_operand, read_number
 
@@ -180,9 +181,10 @@ def references(step: Step) -> list[str]:
     return [] if step.operation in TABLE_OPERATIONS else [arg for arg in step.args if arg.startswith("#")]
 
 
-def infix(program: Program) -> str:
+def infix(program: Program, names: Mapping[str, str] = MappingProxyType({})) -> str:
     """The program as arithmetic: each inner step in parentheses, constants as numbers, average(a row's name).
 
+    Args:    names: what to write behind an operand, in brackets (data/operand_names.py).
     Raises:  ProgramError where the text would be longer than LONGEST_TEXT: a step is written at each place it is used.
     """
     texts = []
@@ -190,19 +192,20 @@ def infix(program: Program) -> str:
         if step.operation in TABLE_OPERATIONS:
             texts.append(f"{step.operation.removeprefix('table_')}({step.args[0]})")
             continue
-        left, right = (_operand_text(arg, program, texts) for arg in step.args)
+        left, right = (_operand_text(arg, program, texts, names) for arg in step.args)
         texts.append(f"{left} {SYMBOLS[step.operation]} {right}")
-        if len(texts[-1]) > LONGEST_TEXT:
+        if not names and len(texts[-1]) > LONGEST_TEXT:
             raise ProgramError(f"step {i + 1}, {step}: longer than {LONGEST_TEXT} characters as arithmetic")
     return texts[-1]
 
 
-def _operand_text(arg: str, program: Program, texts: list[str]) -> str:
+def _operand_text(arg: str, program: Program, texts: list[str], names: Mapping[str, str]) -> str:
     if arg.startswith("#"):
         i = int(arg[1:])
         return texts[i] if program[i].operation in TABLE_OPERATIONS else f"({texts[i]})"
     constant = CONSTANT.fullmatch(arg)
-    return f"{'-' if constant[1] else ''}{constant[2]}" if constant else arg
+    text = f"{'-' if constant[1] else ''}{constant[2]}" if constant else arg
+    return f"{text} [{names[arg]}]" if arg in names else text
 
 
 # From steps to a value

@@ -286,10 +286,16 @@ def test_a_learner_sees_no_reward_but_those_of_its_choices(estimator, told_runs,
     """All other rewards of the training file are replaced: not a bit changes, but for those who are told all."""
     flags, run, told = told_runs(estimator)
     pairs = told.pairs if SAMPLES[estimator] else told_runs("rloo")[2].pairs
-    rows = [
-        row | {"rewards": [r if (q, k) in pairs else 5.0 + k for k, r in enumerate(row["rewards"])]}
-        for q, row in enumerate(ROWS["train"])
-    ]
+    rows, num_equal = [], 0
+    for q, row in enumerate(ROWS["train"]):
+        of_told = {r for k, r in enumerate(row["rewards"]) if (q, k) in pairs}
+        hides = q % 2 == 0 and len(of_told) == 1  # the rest like what was told: only who looks sees no difference
+        num_equal += hides
+        others = [min(of_told) if hides else 5.0 + k for k in range(len(row["rewards"]))]
+        told_or_not = zip(row["rewards"], others, strict=True)
+        rewards = [r if (q, k) in pairs else other for k, (r, other) in enumerate(told_or_not)]
+        rows.append(row | {"rewards": rewards})
+    assert num_equal or not SAMPLES[estimator]
     assert sum(row != other for row, other in zip(rows, ROWS["train"])) >= 10
     flags = replaced(
         flags, train_data=write_jsonl(tmp_path / "train.jsonl", rows), output_dir=tmp_path / "run"

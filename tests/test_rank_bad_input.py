@@ -114,7 +114,7 @@ def test_questions_of_one_reward_are_counted_and_left_out(flags_of, tmp_path, no
     assert "train: 30 questions" in said
     assert "30 with one reward for all: left out" in said
     assert "validation: 25 questions" in said
-    assert "5 with one reward for all: not in the metrics" in said
+    assert "5 with one reward for all: nothing to choose there" in said
     assert (result["n"], result["num_skipped"]) == (20, 5)
 
 

@@ -260,3 +260,17 @@ def test_the_hash_of_a_policy_hangs_on_its_weights(tmp_path):
     assert policy_hash(str(tmp_path)) == first
     path.write_bytes(b"b")
     assert policy_hash(str(tmp_path)) != first
+
+
+def test_the_hash_of_an_adapter_hangs_on_its_base_too(tmp_path):
+    folder, base = tmp_path / "best_model", tmp_path / "base"
+    folder.mkdir()
+    base.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(b"a")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    (base / "model.safetensors").write_bytes(b"a")
+    first = policy_hash(str(tmp_path))
+    (base / "model.safetensors").write_bytes(b"b")
+    assert policy_hash(str(tmp_path)) != first
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "somebody/on-the-hub"}))
+    policy_hash(str(tmp_path))  # its name is in the run's flags and in the adapter's own file

@@ -50,7 +50,7 @@ def test_questions_of_one_reward_are_left_out_of_training_and_counted(tmp_path, 
     assert (f"{num_equal} with one reward for all: left out" in found.summary()) == (num_equal > 0)
     found = read(rows, tmp_path)
     assert (len(found), found.meta["num_equal"]) == (3 + num_equal, num_equal)
-    assert (f"{num_equal} with one reward for all: not in the metrics" in found.summary()) == (num_equal > 0)
+    assert (f"{num_equal} with one reward for all: nothing to choose there" in found.summary()) == (num_equal > 0)
 
 
 @pytest.mark.parametrize("is_training", [False, True])
@@ -99,7 +99,7 @@ def test_rows_by_hand(tmp_path):
     path = tmp_path / "rows.jsonl"
     assert found.summary() == (
         "2 questions of 2 to 3 candidates, 11 + 5 tokens, longest 7, 0 contexts cut (0 tokens) to 32, "
-        f"1 with one reward for all: not in the metrics, {path}"
+        f"1 with one reward for all: nothing to choose there, {path}"
     )
     for name in (
         "prefix_ids",

@@ -64,6 +64,7 @@ from core.report import is_better
 from core.rollouts import Bandit, Rollout, draw_choices, explained_variance, minibatches, nothing_chosen
 from core.runs import RunRecord
 from core.schedule import GENTLE, auto_epochs, auto_learning_rate, lr_scale, parameter_groups, warmup_steps
+from core.spent import check_uses, write_uses
 from losses.ppo import (
     ESTIMATORS, adapted, choice_advantages, clipped_share, clipped_surrogate, clipped_value_loss, divergence,
     entropy, policy_log_probs,
@@ -179,6 +180,8 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     train = data["train"]
     for name, rows in data.items():
         say(f"{name}: {rows.summary()}")
+    for note in on_main(check_uses, data):
+        say(note)
 
     layout, in_blocks = choose_layout(about["share_prefix"], args.packing, model.ranker, device, amp_dtype)
     model.to(device).train()
@@ -323,6 +326,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     log = None
     if not args.dry_run:
         on_main(lambda: record.write(**facts))
+        on_main(write_uses, folder, data)
         log = RunLog(folder, step if saved else -1) if rank == 0 else None
     for note in notes:
         say(note)

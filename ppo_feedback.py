@@ -54,6 +54,7 @@ from core.report import choose_metric, is_better, report_run
 from core.rows import RowFormat
 from core.runs import RunRecord
 from core.schedule import GENTLE, auto_epochs, auto_learning_rate, lr_scale, parameter_groups, warmup_steps
+from core.spent import check_uses, write_uses
 from losses.ppo import (
     clipped_share, clipped_surrogate, known_cross_entropy, label_divergence, label_log_probs, leave_one_out,
 )
@@ -166,6 +167,8 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
         data["test"] = source.open(args.test_data, "--test_data", train)
     for name in (name for name in data if name != "train"):
         say(f"{name}: {data[name].summary()}")
+    for note in on_main(check_uses, data, "--feedback"):
+        say(note)
 
     packed, in_blocks = choose_packing(args.packing, model, device, amp_dtype)
     model.to(device).train()
@@ -280,6 +283,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     log = None
     if not args.dry_run:
         on_main(lambda: record.write(**facts))
+        on_main(write_uses, folder, data)
         log = RunLog(folder, start if saved else -1) if rank == 0 else None
     for note in notes:
         say(note)

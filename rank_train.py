@@ -51,6 +51,7 @@ from core.rank_report import choose_rank_metric, measure_ranking, report_ranking
 from core.report import is_better
 from core.runs import RunRecord
 from core.schedule import auto_epochs, auto_learning_rate, lr_scale, parameter_groups, warmup_steps
+from core.spent import check_uses, write_uses
 from losses.ranking import RANKING_LOSSES, make_ranking_loss
 
 AUTO_LENGTH = 2048  # tokens of --max_length auto, or what the model takes if that is less
@@ -160,6 +161,8 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     train = data["train"]
     for name, rows in data.items():
         say(f"{name}: {rows.summary()}")
+    for note in on_main(check_uses, data):
+        say(note)
 
     # -- model: pretrained, the same on every rank; float32, or with LoRA a frozen base in bfloat16 ---------------
     model, notes = build_model(
@@ -294,6 +297,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     log = None
     if not args.dry_run:
         on_main(lambda: record.write(**facts))
+        on_main(write_uses, folder, data)
         log = RunLog(folder, start) if rank == 0 else None
     for note in notes:
         say(note)

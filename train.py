@@ -53,6 +53,7 @@ from core.report import choose_metric, is_better, report_run
 from core.rows import RowFormat, read_class_weights
 from core.runs import RunRecord
 from core.schedule import auto_epochs, auto_learning_rate, lr_scale, parameter_groups, warmup_steps
+from core.spent import check_uses, write_uses
 from losses.classification import (
     choose_loss, choose_word_loss, class_weights, loss_denominator, make_loss,
 )
@@ -117,6 +118,8 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
         data["test"] = source.open(args.test_data, "--test_data", train)
     for name, rows in data.items():
         say(f"{name}: {rows.summary()}")
+    for note in on_main(check_uses, data):
+        say(note)
     multi_label, num_classes = train.multi_label, len(train.label_names)
 
     # -- model: pretrained, the same on every rank; float32, or with LoRA a frozen base in bfloat16 ---------------
@@ -263,6 +266,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     log = None
     if not args.dry_run:
         on_main(lambda: record.write(**facts))
+        on_main(write_uses, folder, data)
         log = RunLog(folder, start) if rank == 0 else None
     for note in notes:
         say(note)

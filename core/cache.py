@@ -25,9 +25,10 @@ from core.errors import UserError, disk_error
 from core.files import save_array, sync_folder
 from core.prompts import PromptEncoder
 from core.rows import BadRows, RowError, RowFormat, file_sha256, read_rows, show, sort_names
+from core.spent import row_hash, row_hashes
 from core.tokens import Encoder
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 WINDOW = (
     2048  # rows a tokenizer call: large enough for its threads, small enough to stay in cache (assumption)
 )
@@ -35,12 +36,13 @@ WINDOW = (
 
 @dataclass
 class TokenRows:
-    """The tokenised rows of one file; ids, starts, pairs and lines are memory-mapped."""
+    """The tokenised rows of one file; ids, starts, pairs, lines and hashes are memory-mapped."""
 
     ids: np.ndarray  # (sum of lengths,) int32
     starts: np.ndarray  # (n + 1,) int64
     pairs: np.ndarray  # (n,) int32: index at which token type 1 begins, 0 for nowhere
     lines: np.ndarray  # (n,) int32: line in the file
+    hashes: np.ndarray  # (n,) uint64 of the texts (core/spent.py)
     labels: np.ndarray  # (n,) int32, or (n, C) uint8 with several labels a row
     label_names: list[str]
     multi_label: bool
@@ -167,6 +169,7 @@ def tokenise_rows(
     """Read, check and tokenise; ids go to ids_path as they come, the rest is returned as columns and meta."""
     bad, labels = BadRows(path), LabelColumn()
     starts, pairs, lines, num_truncated = array("q", [0]), array("i"), array("i"), 0
+    hashes = array("Q")
     source = read_rows(path, bad, flag)
     with (
         open(ids_path, "wb") as out,
@@ -185,7 +188,7 @@ def tokenise_rows(
                 seconds.append(pair)
                 kept.append(line)
             coded = encoder(texts, seconds if encoder.pair else None) if texts else []
-            for line, (ids, pair_start, was_cut) in zip(kept, coded, strict=True):
+            for line, *both, (ids, pair_start, was_cut) in zip(kept, texts, seconds, coded, strict=True):
                 if not ids:
                     bad.add(line, "the text has no token: empty after tokenisation")
                     continue
@@ -193,6 +196,7 @@ def tokenise_rows(
                 starts.append(starts[-1] + len(ids))
                 pairs.append(pair_start)
                 lines.append(line)
+                hashes.append(row_hash(*both))
                 num_truncated += was_cut
             bar.update(len(window))
     bad.raise_if_any()
@@ -201,6 +205,7 @@ def tokenise_rows(
         "starts": np.array(starts),
         "pairs": np.array(pairs),
         "lines": np.array(lines),
+        "hashes": np.array(hashes),
         "labels": matrix,
     }
     return columns, {
@@ -282,6 +287,7 @@ def rows_in_memory(
         starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         pairs=np.array([start for _, start, _ in coded], np.int32),
         lines=np.asarray(lines, np.int32),
+        hashes=row_hashes(texts, pairs),
         labels=labels,
         label_names=label_names,
         multi_label=labels.ndim == 2,
@@ -295,7 +301,7 @@ def read_cache(folder: Path) -> TokenRows:
     meta = json.loads((folder / "meta.json").read_text())
     columns = {
         name: np.load(folder / f"{name}.npy", mmap_mode="r")
-        for name in ("starts", "pairs", "lines", "labels")
+        for name in ("starts", "pairs", "lines", "hashes", "labels")
     }
     ids = np.memmap(folder / "ids.bin", dtype=np.int32, mode="r")
     lengths = np.diff(columns["starts"]).astype(np.int32)

@@ -17,6 +17,7 @@ from core.files import save_array
 from core.rank_encoder import RankEncoder, fault_of
 from core.rank_rows import parse_rank_row
 from core.rows import BadRows, RowError, read_rows
+from core.spent import row_hash
 
 WINDOW = 256  # rows a tokenizer call: a row is a page and its candidates
 
@@ -33,6 +34,7 @@ class RankRows:
     rewards: np.ndarray  # (M,) float32
     lines: np.ndarray  # (n,) int32: line in the file
     groups: np.ndarray  # (n,) int32 into meta["group_names"]
+    hashes: np.ndarray  # (n,) uint64 of question and context (core/spent.py)
     meta: dict  # path, sha256, num_cut, ...
     prefix_lengths: np.ndarray  # (n,) int64, in memory
     sizes: np.ndarray  # (n,) int64: candidates of each question, in memory
@@ -103,13 +105,14 @@ def rows_in_memory(
         rewards=np.concatenate(rewards).astype(np.float32),
         lines=np.arange(1, len(coded) + 1),
         groups=np.zeros(len(coded), np.int32),
+        hashes=np.zeros(len(coded), np.uint64),
         meta={"path": path, "group_names": [""]},
         prefix_lengths=lengths,
         sizes=sizes,
     )
 
 
-COLUMNS = ("prefix_starts", "candidate_starts", "first", "rewards", "lines", "groups")
+COLUMNS = ("prefix_starts", "candidate_starts", "first", "rewards", "lines", "groups", "hashes")
 
 
 def tokenise_rank_file(
@@ -164,6 +167,7 @@ def _tokenise(
     bad, names = BadRows(path), {}
     prefix_starts, candidate_starts, first = array("q", [0]), array("q", [0]), array("q", [0])
     rewards, lines, groups, num_cut, num_lost, num_equal = array("f"), array("i"), array("i"), 0, 0, 0
+    hashes = array("Q")
     source = islice(read_rows(path, bad, flag), most_rows or None)
     with (
         open(part / "prefix_ids.bin", "wb") as prefixes,
@@ -196,6 +200,7 @@ def _tokenise(
                 rewards.extend(row.rewards)
                 lines.append(line)
                 groups.append(names.setdefault(row.group, len(names)))
+                hashes.append(row_hash(row.question, row.context))
                 num_cut, num_lost = num_cut + (lost > 0), num_lost + lost
             bar.update(len(window))
     bad.raise_if_any()
@@ -204,9 +209,8 @@ def _tokenise(
             f"the candidates of all {num_equal} have one and the same reward" if num_equal else "it has none"
         )
         raise UserError(f"{flag} {path}: no question to rank: {why}")
-    for name, column in zip(
-        COLUMNS, (prefix_starts, candidate_starts, first, rewards, lines, groups), strict=True
-    ):
+    columns = prefix_starts, candidate_starts, first, rewards, lines, groups, hashes
+    for name, column in zip(COLUMNS, columns, strict=True):
         save_array(part / f"{name}.npy", np.array(column))
     counts = {"num_cut": num_cut, "num_lost": num_lost, "num_equal": num_equal, "is_training": is_training}
     return counts | {"group_names": list(names)}

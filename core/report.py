@@ -10,6 +10,7 @@ from core.baselines import majority_scores, tfidf_scores
 from core.cache import TokenRows
 from core.errors import UserError
 from core.evaluate import fit_thresholds, headline, measure, write_evaluation
+from core.files import save_array
 from core.logs import RunLog
 from core.metrics import probabilities
 from core.results_table import format_per_class, format_table
@@ -160,6 +161,9 @@ def report_run(
         table[name] = report_split(
             folder / name, name, scores[name], rows, thresholds, data[tuned], log, step
         )
+    if "calibration" in data:  # for jobs.calibrate and jobs.ensemble
+        (folder / "calibration").mkdir(exist_ok=True)
+        save_array(folder / "calibration" / "logits.npy", scores["calibration"])
     baselines = report_baselines(args.train_data, data, tuned, row_format) if args.baselines else {}
     print(results_text(table | baselines, data["train"].multi_label))
     numbers = {name: headline(metrics) for name, metrics in table.items()}

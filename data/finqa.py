@@ -194,7 +194,9 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
             default=0,
             help="of the mutants, the choice and the order (default: 0)",
         )
-        help_text = "write behind each number what the page calls it: its row and column, or the words around it"
+        help_text = (
+            "write behind each number what the page calls it: its row and column, or the words around it"
+        )
         add("--name_operands", action="store_true", help=help_text)
         help_text = "more prepared rows, which help to choose but are not written; for small files"
         add("--also", nargs="+", default=[], metavar="FILE", help=help_text)

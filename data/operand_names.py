@@ -32,10 +32,10 @@ class OperandNames:
             if places:
                 place = min(places, key=lambda at: not_beside(at, used))
                 used.append(place)
-                names |= {operand: name for name in [self.cell_name(*place)] if name}
+                names[operand] = self.cell_name(*place)
             elif abs(value) in self.around:
                 names[operand] = self.around[abs(value)]
-        return names
+        return {operand: name for operand, name in names.items() if name}
 
     def cell_name(self, row: int, column: int) -> str:
         """The first cell of a row and of a column, as a table's heads are: "net revenue, 2011"."""

@@ -16,12 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from core.cache import LabelColumn
 from core.errors import UserError
 from core.evaluate import CROSS_FITTED
 from core.flags import FREE_ON_RESUME
 from core.metrics import probabilities
-from core.rows import BadRows, RowFormat, file_sha256, read_rows, sort_names
+from core.rows import BadRows, file_sha256, read_rows, sort_names
 from core.runs import RunRecord
 from core.statistics import (
     RESAMPLES,
@@ -34,6 +33,7 @@ from core.statistics import (
     score_decisions,
 )
 from core.thresholds import cross_fitted
+from jobs.scored import columns, read_scored
 
 SIGNIFICANT = 0.05
 SCORES = ("accuracy", "macro_f1")
@@ -82,39 +82,19 @@ class Run:
 def read_run(folder: str | Path) -> Run:
     """A run from its folder. Raises UserError when it is not finished, or its rows are gone or have changed."""
     folder = Path(folder)
-    record = RunRecord.read(folder).record
-    if record.get("status") != "finished":
-        raise UserError(f"{folder}: is a {record.get('status')} run; expected a finished one")
-    split = "test" if "test" in record["data"] else "validation"
-    about, names = record["model"], record["model"]["label_names"]
-    path = record["arguments"]["test_data" if split == "test" else "val_data"]
-    row_format = RowFormat(**about["row_format"])
+    split = "test" if "test" in RunRecord.read(folder).record.get("data", {}) else "validation"
+    found = read_scored(folder, split)
+    names, truth = found.label_names, found.truth
     try:
-        found, truth = read_labels(path, record["data"][split], row_format)
-        truth = columns(truth, found, names)
-        logits = np.load(folder / split / "logits.npy")
-        chosen = decisions(folder / split, logits, names, truth) if about["multi_label"] else one_hot(logits)
-        costs = measured_costs(folder, record)
-    except UserError as error:
-        raise UserError(f"{folder}: {error}") from None
+        chosen = (
+            decisions(folder / split, found.logits, names, truth)
+            if found.multi_label
+            else one_hot(found.logits)
+        )
+        costs = measured_costs(folder, found.record)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: is not whole, train it again: {error!r}") from None
-    if chosen.shape != truth.shape:
-        raise UserError(f"{folder}: scores are {logits.shape}, the labels in {path} {truth.shape}")
-    return Run(folder, record, split, names, truth, chosen, costs)
-
-
-@lru_cache
-def read_labels(path: str, sha256: str, row_format: RowFormat) -> tuple[list[str], np.ndarray]:
-    """Label names and (n, C) bool of a file. Raises UserError when it is not there or another one than it was."""
-    if not Path(path).is_file() or file_sha256(path) != sha256:
-        why = "has changed since" if Path(path).is_file() else "is not there"
-        raise UserError(f"was scored on {path}, which {why}; a comparison needs its labels")
-    labels = LabelColumn()
-    for _, row in read_rows(path, BadRows(path), "scored on"):
-        labels.add(row_format.labels(row))
-    names, matrix = labels.finish()
-    return names, matrix == 1 if matrix.ndim == 2 else matrix[:, None] == np.arange(len(names))
+    return Run(folder, found.record, split, names, truth, chosen, costs)
 
 
 def count_rows(path: str, flag: str) -> int:
@@ -129,13 +109,6 @@ def count_rows(path: str, flag: str) -> int:
 def known_rows(path: str, sha256: str) -> int:
     """The rows of a training file; 0 when it is gone or has changed."""
     return count_rows(path, "--train_data") if Path(path).is_file() and file_sha256(path) == sha256 else 0
-
-
-def columns(values: np.ndarray, names: list[str], wanted: list[str]) -> np.ndarray:
-    """(..., C) bool with its columns in the wanted order; a name that is new has no True."""
-    out = np.zeros((*values.shape[:-1], len(wanted)), bool)
-    out[..., [wanted.index(name) for name in names]] = values
-    return out
 
 
 def one_hot(logits: np.ndarray) -> np.ndarray:

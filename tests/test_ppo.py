@@ -289,7 +289,9 @@ def test_a_learner_sees_no_reward_but_those_of_its_choices(estimator, told_runs,
     rows, num_equal = [], 0
     for q, row in enumerate(ROWS["train"]):
         of_told = {r for k, r in enumerate(row["rewards"]) if (q, k) in pairs}
-        hides = q % 2 == 0 and len(of_told) == 1  # the rest like what was told: only who looks sees no difference
+        hides = (
+            q % 2 == 0 and len(of_told) == 1
+        )  # the rest like what was told: only who looks sees no difference
         num_equal += hides
         others = [min(of_told) if hides else 5.0 + k for k in range(len(row["rewards"]))]
         told_or_not = zip(row["rewards"], others, strict=True)

@@ -272,5 +272,7 @@ def test_the_hash_of_an_adapter_hangs_on_its_base_too(tmp_path):
     first = policy_hash(str(tmp_path))
     (base / "model.safetensors").write_bytes(b"b")
     assert policy_hash(str(tmp_path)) != first
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "somebody/on-the-hub"}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": "somebody/on-the-hub"})
+    )
     policy_hash(str(tmp_path))  # its name is in the run's flags and in the adapter's own file

@@ -23,7 +23,8 @@ def token_rows(rows: list[list[int]], pairs: list[int], labels) -> TokenRows:
     ids = np.array([token for row in rows for token in row], np.int32)
     lines = np.arange(1, len(rows) + 1, dtype=np.int32)
     labels = np.asarray(labels)
-    return TokenRows(ids, starts, np.array(pairs, np.int32), lines, labels, [], labels.ndim == 2, {}, lengths)
+    several, hashes = labels.ndim == 2, np.zeros(len(rows), np.uint64)
+    return TokenRows(ids, starts, np.array(pairs, np.int32), lines, hashes, labels, [], several, {}, lengths)
 
 
 def test_padding_by_hand():

@@ -14,7 +14,7 @@ def rows_of(labels, num_classes: int = 3) -> TokenRows:
     """Rows of nothing but labels: indices, or 0 and 1 for each class."""
     labels, empty = np.asarray(labels), np.zeros(len(labels), np.int32)
     names = [f"c{k}" for k in range(num_classes)]
-    return TokenRows(empty, empty, empty, empty, labels, names, labels.ndim == 2, {}, empty)
+    return TokenRows(empty, empty, empty, empty, empty, labels, names, labels.ndim == 2, {}, empty)
 
 
 def scores_for(decisions, several: bool = False, num_classes: int = 3) -> np.ndarray:

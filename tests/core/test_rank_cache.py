@@ -50,7 +50,9 @@ def test_questions_of_one_reward_are_left_out_of_training_and_counted(tmp_path, 
     assert (f"{num_equal} with one reward for all: left out" in found.summary()) == (num_equal > 0)
     found = read(rows, tmp_path)
     assert (len(found), found.meta["num_equal"]) == (3 + num_equal, num_equal)
-    assert (f"{num_equal} with one reward for all: nothing to choose there" in found.summary()) == (num_equal > 0)
+    assert (f"{num_equal} with one reward for all: nothing to choose there" in found.summary()) == (
+        num_equal > 0
+    )
 
 
 @pytest.mark.parametrize("is_training", [False, True])

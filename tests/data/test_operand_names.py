@@ -57,7 +57,8 @@ def test_a_table_without_heads_and_a_short_first_line_have_names_all_the_same():
 def test_long_names_lose_their_middle():
     assert shorten("a" * LONGEST_NAME) == "a" * LONGEST_NAME
     short = shorten("x" * 50 + "y" * 50)
-    assert short.startswith("x" * 30) and short.endswith("y" * 30) and len(short) <= LONGEST_NAME + 4
+    assert (short[:30], short[-30:]) == ("x" * 30, "y" * 30)
+    assert len(short) <= LONGEST_NAME + 4
 
 
 def test_a_candidate_with_names_reads_as_arithmetic():

@@ -28,6 +28,7 @@ from archs.dropout import MASKS, check_exact_dropout
 from archs.embedding import densify_gradients, use_sparse_gradients
 from archs.loading import check_room, load_config, load_tokenizer, longest_input, resolve_name
 from archs.lora import add_lora, find_targets, frozen_dtype
+from archs.noise import EmbeddingNoise
 from archs.probes import choose_packing, draws_own_masks
 from archs.saving import load_weights, save_model
 from core.batches import Cut, Feed
@@ -38,6 +39,7 @@ from core.dist import (
     OverlappedReduction, broadcast_parameters, close_dist, gather_to_main, on_main,
     reduce_gradients, step_seed, sum_over_ranks, worst_of_ranks,
 )
+from core.ema import Ema
 from core.errors import UserError, run_main
 from core.evaluate import headline, measure, score_rows
 from core.flags import Parser, add_shared_flags, add_text_flags, number, parse
@@ -57,6 +59,7 @@ from core.spent import check_uses, write_uses
 from losses.classification import (
     choose_loss, choose_word_loss, class_weights, loss_denominator, make_loss,
 )
+from losses.regularisers import symmetric_divergence
 
 
 def parse_args(argv=None):
@@ -76,8 +79,21 @@ def parse_args(argv=None):
               "whole vocabulary; auto: classes for t5, vocab for causal")
     flag("--focal_gamma", type=number(float, 0), default=2.0, help="of --loss focal; 0 is ce or bce")
     flag("--focal_alpha", type=number(float, 0.001, 0.999), help="weight of positives; negatives get 1 - alpha")
+    flag = parser.add_argument_group("regularisers, off by default").add_argument
+    flag("--ema", type=number(float, 0, 0.999999), default=0.0, metavar="DECAY",
+         help="evaluate and save a moving average of the weights, with this decay a step: 0.99 to 0.999")
+    flag("--rdrop", type=number(float, 0), default=0.0, metavar="ALPHA",
+         help="weight of the divergence between two passes with other dropout masks: 0.5 to 5; twice the time")
+    flag("--fgm", type=number(float, 0), default=0.0, metavar="EPSILON",
+         help="length of an adversarial step in a row's embeddings, learnt from as well: 0.1 to 1; twice the time")
+    flag("--neftune", type=number(float, 0), default=0.0, metavar="ALPHA",
+         help="uniform noise in the embeddings, ALPHA / sqrt(tokens x width): 5 to 15")
     args = parse(parser, argv)
     settle_model_flags(args)
+    if args.fgm and args.overlap:
+        raise UserError("--fgm: takes two backward passes a cut, and --overlap sends in the first; drop one of the two")
+    if (args.fgm or args.neftune) and args.compile == "on":
+        raise UserError("--fgm, --neftune: are hooks, which --compile on would trace once; drop one of the two")
     for name in ("train_data", "val_data"):
         if not getattr(args, name):
             raise UserError(f"--{name}: no file given; expected rows in JSON, JSONL or CSV")
@@ -147,6 +163,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     if draws_own:
         notes.append("note: this model draws dropout masks of its own, which change with --max_tokens")
     packed, in_blocks = choose_packing(args.packing, model, device, amp_dtype)
+    noise = EmbeddingNoise(model, args.neftune, args.fgm)  # hooks, where either is set
     model.to(device).train()
     if device.type == "cpu":
         use_sparse_gradients(model.inner)
@@ -190,8 +207,16 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
         with region("forward"):
             logits = forward(cut)  # GPU
             loss = loss_fn(logits, cut.labels) / denom  # GPU  this cut's share of the batch's loss, float32
+            if args.rdrop:
+                with MASKS.second_pass():
+                    again = forward(cut)  # GPU  the same rows, other dropout masks
+                both = loss + loss_fn(again, cut.labels) / denom
+                loss = both / 2 + args.rdrop * symmetric_divergence(logits, again, multi_label) / denom
         with region("backward"):
             scaler.scale(loss).backward()  # GPU  nothing is sent here
+        if args.fgm:
+            with noise.adversarial(cut):  # each row moved along its own gradient; both gradients add up
+                scaler.scale(loss_fn(forward(cut), cut.labels) / denom).backward()  # GPU
         return loss.detach()  # a device scalar: no host wait
 
     def score(name: str):
@@ -222,6 +247,8 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=True)
     num_warmup = warmup_steps(args.warmup, num_steps)
     overlap = OverlappedReduction(params) if args.overlap and world > 1 else None
+    ema = Ema(params, args.ema) if args.ema else None
+    averaged = ema.applied if ema else contextlib.nullcontext  # what is evaluated and saved
 
     # -- memory: what a token costs on this model, loss and precision; from it the budgets of a cut -------------
     stored = RunRecord.read(folder).record if args.resume else None  # probed budgets are run state
@@ -246,6 +273,8 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
         loss_sum.fill_(state["loss_sums"][rank])
         skipped.fill_(state["skipped"])
         scaler.load_state_dict(state["scaler"])
+        if ema:
+            ema.load(saved)  # H2D
     about = {
         "architecture": args.architecture,
         "head": head,
@@ -339,6 +368,8 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
             scaler.step(optimizer)  # GPU
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
+            if ema:
+                ema.update(step)  # GPU  one pass over the weights
         done, num_tokens = step + 1, int(lengths[rows].sum())
         if forecast.due(done):
             synchronize(device)  # SYNC  twice a run
@@ -372,11 +403,12 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
             log_start = done
 
         if is_eval:
-            metrics = on_main(measure, score("validation"), data["validation"])  # GPU COMM D2H
             best["waited"] += 1
-            if is_better(metrics, metric, best["value"]):
-                best = {"value": metrics[metric], "step": done, "waited": 0}
-                on_main(save_model, folder / "best_model", model, tokenizer, about)  # D2H
+            with averaged():
+                metrics = on_main(measure, score("validation"), data["validation"])  # GPU COMM D2H
+                if is_better(metrics, metric, best["value"]):
+                    best = {"value": metrics[metric], "step": done, "waited": 0}
+                    on_main(save_model, folder / "best_model", model, tokenizer, about)  # D2H
             if log:
                 log.write(done, {f"eval/{name}": value for name, value in headline(metrics).items()})
             say(
@@ -391,7 +423,8 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
             state = {"best": best, "stop": stop, "log_start": log_start, "skipped": int(skipped)}  # SYNC
             state |= {"train_s": meter.total_s, "scaler": scaler.state_dict()}  # SYNC with float16 only
             state["loss_sums"] = gather_to_main(float(loss_sum))  # COMM SYNC
-            on_main(save_checkpoint, folder / "checkpoint", done, model, optimizer, state)  # D2H
+            kept = done, model, optimizer, state, ema and ema.state()
+            on_main(save_checkpoint, folder / "checkpoint", *kept)  # D2H
         if stop:
             say(f"stopped: {args.patience} evaluations without a better {metric} than at step {best['step']}")
             break
@@ -401,7 +434,8 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
         say(table)
 
     # -- final evaluation: what was saved as best is loaded again, and each split is scored once ---------------
-    on_main(save_model, folder / "final_model", model, tokenizer, about)  # D2H
+    with averaged():
+        on_main(save_model, folder / "final_model", model, tokenizer, about)  # D2H
     on_main(load_weights, model, folder / "best_model")  # H2D
     broadcast_parameters([*model.parameters(), *model.buffers()])  # COMM
     scores = {name: score(name) for name in data if name != "train"}  # GPU COMM D2H

@@ -23,6 +23,7 @@ ROW, PLACE, HEAD, LAYER = (
     0x2C1B3C6D,
     0x297A2D39,
 )  # odd: each number spreads over 32 bits
+SECOND = 0x5851F42D  # sets the masks of a second pass apart
 
 
 def hash_(z: torch.Tensor) -> torch.Tensor:
@@ -100,8 +101,25 @@ class Masks:
         query = (torch.arange(num_queries, device=keys.device) * PLACE).int()
         return hash_(keys[:, None, None] + head[:, None] + query)
 
+    @contextmanager
+    def second_pass(self) -> Iterator[None]:
+        """Passes in the block draw other masks for the same rows and step."""
+        self.seed ^= SECOND
+        try:
+            yield
+        finally:
+            self.seed ^= SECOND
+
     def keep(self, keys: torch.Tensor, width: int, p: float, layer: int) -> torch.Tensor:
         """(*keys.shape, width) int16 0/1: 0 with probability p, rounded to 2^-16."""
+        return self._bits(keys, width, layer).ge_(sixteenth_bits(p) - 32768)
+
+    def uniform(self, keys: torch.Tensor, width: int, layer: int) -> torch.Tensor:
+        """(*keys.shape, width) float32 in (-1, 1), of 2^16 values symmetric about 0."""
+        return (self._bits(keys, width, layer).float() + 0.5) / 32768
+
+    def _bits(self, keys: torch.Tensor, width: int, layer: int) -> torch.Tensor:
+        """(*keys.shape, width) int16, evenly spread over all values."""
         pairs = (width + 1) // 2
         columns = self.columns.get(keys.device)
         if columns is None or len(columns) < pairs:
@@ -112,8 +130,7 @@ class Masks:
         z.bitwise_xor_(z >> 15).mul_(MULTIPLY_2)
         z.bitwise_xor_((z >> 15).bitwise_and_(0x1FFFF))
         bits = z.view(torch.int16)
-        bits = bits if bits.shape[-1] == width else bits[..., :width]
-        return bits.ge_(sixteenth_bits(p) - 32768)
+        return bits if bits.shape[-1] == width else bits[..., :width]
 
 
 MASKS = Masks()

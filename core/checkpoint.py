@@ -19,12 +19,17 @@ from core.files import as_os_error, save_tensors, sync_folder, write_json
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict,
+    averages: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write the checkpoint of a finished step and drop the older ones.
 
     Args:    step: optimiser steps done | state: JSON-safe numbers of the loop (best metric, patience, sums since
-             the last log, the GradScaler's state).
+             the last log, the GradScaler's state) | averages: of the weights, where there are any (core/ema.py).
     Raises:  OSError when it cannot be written; the previous checkpoint is whole then.
     Cost:    D2H of model and optimiser state.
     """
@@ -39,6 +44,8 @@ def save_checkpoint(
             for name, value in values.items():
                 tensors[f"{index}.{name}"] = value if torch.is_tensor(value) else torch.tensor(value)
         save_tensors(tensors, part / "optimizer.safetensors")
+        if averages:
+            save_tensors(averages, part / "averages.safetensors")
         write_json(part / "state.json", {"step": step, **state})
         sync_folder(part)
         shutil.rmtree(final, ignore_errors=True)  # the same step again, after a resume from before it

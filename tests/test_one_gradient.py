@@ -38,6 +38,11 @@ OTHERS = {  # name: (flags, types)
     "recomputed": (["--gradient_checkpointing"], list(BOUND)),
     "lora": (LORA, list(BOUND)),
     "lora, recomputed": ([*LORA, "--gradient_checkpointing"], ["float32"]),
+    "rdrop": (["--rdrop", "2"], list(BOUND)),
+    "rdrop, recomputed": (["--rdrop", "2", "--gradient_checkpointing"], ["float32"]),
+    "fgm": (["--fgm", "0.5"], list(BOUND)),
+    "neftune": (["--neftune", "5"], list(BOUND)),
+    "all, lora": ([*LORA, "--rdrop", "1", "--fgm", "0.5", "--neftune", "5"], ["float32"]),
 }
 NO_DROPOUT = ["--dropout", "0"]  # without it the model's own: 0.1, of attention too
 WHOLE = ["--max_tokens", "4096", "--packing", "on"]  # one cut; padded ones are cut where padding is least

@@ -35,6 +35,7 @@ RESUMED = {
     "fp16": ["--amp", "fp16", "--max_tokens", "50"],
     "lora": ["--lora_rank", "4", "--lora_dropout", "0.2", "--lora_b_ratio", "16", "--lora_rslora"],
     "mean": ["--head", "residual", "--pooling", "attention", "--layer_decay", "0.8", "--max_tokens", "64"],
+    "regularisers": ["--ema", "0.9", "--rdrop", "1", "--fgm", "0.3", "--neftune", "5"],
 }
 
 

@@ -17,6 +17,7 @@ from sklearn.feature_extraction import FeatureHasher
 from sklearn.linear_model import LogisticRegression
 
 NUMBER = re.compile(r"-?(?:\d+\.?\d*|\.\d+)%?")
+NAME = re.compile(r" \[([^\]]*)\]")  # of an operand (data/operand_names.py)
 OPERATIONS = ("+", "-", "*", "/")
 FUNCTIONS = ("average(", "max(", "min(", "sum(")
 WORDS = 2**14  # buckets of hashed words
@@ -28,8 +29,8 @@ Array = np.ndarray
 
 
 def split_text(text: str) -> tuple[str, list[str], str]:
-    """The arithmetic with letters for its numbers (the same for the same), the numbers, and the value."""
-    program, _, value = text.rpartition(" = ")
+    """The arithmetic with letters for its numbers (the same for the same), the numbers, and the value; no names."""
+    program, _, value = NAME.sub("", text).rpartition(" = ")
     numbers, letters = [], {}
 
     def letter(match: re.Match) -> str:
@@ -53,7 +54,8 @@ def look(number: str) -> str:
 
 
 def words_of(text: str) -> Counter:
-    """The words that a linear probe sees: the shape in n-grams, numbers as they are and by their look, the value."""
+    """The words that a linear probe sees: the shape in n-grams, numbers as they are and by their look, the value, the
+    words of the operands' names."""
     shape, numbers, value = split_text(text)
     tokens = ["^", *re.findall(r"\w+|[^\w\s]", shape), "$"]
     found = [f"shape {shape}", f"value {look(value)}", f"first {value.strip('-')[:1]}", f"last {value[-1]}"]
@@ -64,6 +66,12 @@ def words_of(text: str) -> Counter:
     found += [f"looks {i} {x}" for i, x in enumerate(looks[:4])]
     found += [f"both {a} {b}" for a, b in zip(looks, looks[1:], strict=False)]
     found += [f"end {number[-2:]}" for number in numbers]
+    names = [name.lower().split() for name in NAME.findall(text)]
+    for words in names:
+        found += [f"name {word}" for word in words] + [
+            f"name {a} {b}" for a, b in zip(words, words[1:], strict=False)
+        ]
+    found += [f"different names {len(set(map(tuple, names)))} of {len(names)}"] if names else []
     found.append(f"length {len(text) // 3}")
     return Counter(found)
 
@@ -155,7 +163,11 @@ class Pool:
         split = [split_text(text) for text in texts]
         ids = {shape: i for i, shape in enumerate(dict.fromkeys(shape for shape, _, _ in split))}
         owned = [
-            {*numbers, *re.findall(r"(?<= )[-+*/^](?= )", shape), *re.findall(r"\w+\(.*?\)", text)}
+            {
+                *numbers,
+                *re.findall(r"(?<= )[-+*/^](?= )", shape),
+                *re.findall(r"\w+\(.*?\)", NAME.sub("", text)),
+            }
             for text, (shape, numbers, _) in zip(texts, split, strict=True)
         ]
         columns = {

@@ -135,6 +135,19 @@ def test_a_dry_run_writes_nothing(folder, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_cuda_it_learns_from_its_choices_within_the_rankers_memory(kind, folder, tmp_path):
+    """bf16, budgets fitted by probes: finite scores, KL above 0, and a second run in the same numbers."""
+    flags = ppo_flags(folder, kind, amp="bf16", max_tokens="auto", output_dir=tmp_path / "run")
+    run = ppo.main([*flags, "--estimator", "rloo", "--samples", "2", "--deterministic"])["run"]
+    assert all(np.isfinite(records(run, "train/loss")))
+    assert max(records(run, "ppo/kl")) > 0
+    again = replaced(flags, output_dir=tmp_path / "again")
+    run_again = ppo.main([*again, "--estimator", "rloo", "--samples", "2", "--deterministic"])["run"]
+    assert same(weights(run), weights(run_again))
+
+
 # -- what the numbers mean --------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ from data.candidates import candidate_rows, page_of
 from data.finqa_rows import prepare_rows
 from data.operand_names import LONGEST_NAME, OperandNames, shorten
 from data.parts import read_page
+from data.probes import Pool, numbers_of, split_text, words_of
 from data.programs import infix, parse_program
 from data.shortcuts import ALLOWED, describe_shortcuts, measure_shortcuts
 from tests.data.invented import invented_rows
@@ -92,3 +93,13 @@ def test_names_alone_do_not_tell(made):
     found = measure_shortcuts(rows, [page_of(row) for row in rows], seed=11)
     for name in ("candidates_only", "set_aware", "position", "length"):
         assert found[name] <= found["chance"] + ALLOWED, describe_shortcuts(found)
+
+
+def test_probes_see_names_as_words_and_no_numbers_in_them():
+    named, plain = "554.9 [net revenue, 2011] - 12 [a (b), 2010] = 542.9", "554.9 - 12 = 542.9"
+    assert split_text(named) == split_text(plain)
+    assert numbers_of(named)[:7] == numbers_of(plain)[:7]
+    words = words_of(named)
+    assert {"name net", "name net revenue,", "different names 2 of 2"} <= set(words)
+    assert {word for word in words_of(plain) if not word.startswith("length")} <= set(words)
+    assert Pool.of([named]).parts.shape == Pool.of([plain]).parts.shape

@@ -11,12 +11,12 @@ windows, each sorted by length inside so that padding is small; memory does not 
 """
 
 import io
-import json
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from archs.probes import choose_packing
 from archs.saving import load_model, read_about
 from core.batches import Cut, make_cut, row_costs, to_device
 from core.cache import LabelColumn
+from core.calibration import UNCALIBRATED, apply_calibration, read_fit
 from core.errors import UserError, disk_errors, run_main
 from core.evaluate import headline, score_cuts
 from core.flags import Parser, number
@@ -41,13 +42,17 @@ from core.prompts import Prompt, make_encoder
 from core.results_table import format_per_class, format_table
 from core.rows import BadRows, RowError, RowFormat, read_rows
 from core.thresholds import cross_fitted
+from ensemble_predict import EnsemblePredictor, is_ensemble, load_ensemble
 from rank_predict import RankPredictor, predict_ranks
 
 WINDOW = 4096  # rows sorted together: enough that cuts hold rows of like length, small beside a model
 
 
 class Predictor:
-    """A loaded run. Call it with texts (or pairs) for prediction rows; `scores` gives the logits."""
+    """A loaded run. Call it with texts (or pairs) for prediction rows; `scores` gives the model's own logits, and
+    `calibrate` makes of them those that the rows' probabilities, labels and thresholds are of."""
+
+    calibration = UNCALIBRATED
 
     def __init__(self, model, tokenizer, about: dict, tuned: dict | None, device, amp: str, max_tokens):
         self.label_names, self.multi_label = about["label_names"], about["multi_label"]
@@ -131,9 +136,13 @@ class Predictor:
                 answers[k] = answer
         return answers
 
+    def calibrate(self, logits: np.ndarray) -> np.ndarray:
+        """(n, C) logits of the probabilities that the run shows for (n, C) logits; they are the same without a fit."""
+        return apply_calibration(**self.calibration, logits=logits, multi_label=self.multi_label)
+
     def rows(self, logits: np.ndarray) -> list[dict]:
         """The prediction rows of logits."""
-        return prediction_rows(logits, self.label_names, self.multi_label, self.thresholds)
+        return prediction_rows(self.calibrate(logits), self.label_names, self.multi_label, self.thresholds)
 
     def __call__(self, texts: list[str], pairs: list[str] | None = None) -> list[dict]:
         """A row {"label", "probabilities"} for each text; with several labels a row also "labels"."""
@@ -147,17 +156,26 @@ class Predictor:
 
 
 def load(
-    run: str | Path, device: str | None = None, amp: str = "off", max_tokens: int | str = "auto"
-) -> Predictor | RankPredictor:
+    run: str | Path,
+    device: str | None = None,
+    amp: str = "off",
+    max_tokens: int | str = "auto",
+    raw: bool = False,
+) -> Predictor | RankPredictor | EnsemblePredictor:
     """Load a run for prediction: texts go into a classifier, rows {"question", "candidates"} into a ranker.
 
-    Args:    run: a run folder (its best_model/, the thresholds of its validation/) or a model folder (its own) |
+    Args:    run: a run folder (its best_model/, calibration and thresholds of its validation/) or a model folder (its
+             own) |
              device: cuda, cpu, ...; None takes what there is | amp: off (float32, the labels that transformers
-             gives), run (as the run was evaluated), auto, bf16, fp16 | max_tokens: tokens a micro-batch.
+             gives), run (as the run was evaluated), auto, bf16, fp16 | max_tokens: tokens a micro-batch |
+             raw: leave out what jobs.calibrate found.
     Raises:  UserError when the folder is not a run, or the run has no best model yet.
     """
     run = Path(run)
-    folder, tuned = run, None
+    if is_ensemble(run):  # members are loaded raw: their own scores were combined
+        member = partial(load, device=device, amp=amp, max_tokens=max_tokens, raw=True)
+        return load_ensemble(run, member, raw)
+    folder = run
     if not (run / "bareloop.json").is_file():
         folder = run / "best_model"
         if not run.is_dir():
@@ -166,8 +184,6 @@ def load(
             raise UserError(
                 f"{run}: holds no best_model/; expected the folder of a run that was evaluated once"
             )
-    file = run / "thresholds.json" if folder == run else run / "validation" / "thresholds.json"
-    tuned = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
@@ -177,7 +193,10 @@ def load(
     if about.get("task") == "rank":
         max_tokens = auto_max_tokens(device, about["max_length"]) if max_tokens == "auto" else max_tokens
         return RankPredictor(*load_model(folder, frozen_dtype(amp_dtype)), device, amp_dtype, max_tokens)
-    return Predictor(*load_model(folder, frozen_dtype(amp_dtype)), tuned, device, amp, max_tokens)
+    calibration, tuned = read_fit(run if folder == run else run / "validation", about["label_names"], raw)
+    predictor = Predictor(*load_model(folder, frozen_dtype(amp_dtype)), tuned, device, amp, max_tokens)
+    predictor.calibration = calibration
+    return predictor
 
 
 @contextmanager
@@ -222,7 +241,7 @@ def read_window(
 
 
 def evaluate(predictor: Predictor, logits: np.ndarray, labels: LabelColumn) -> dict:
-    """The metrics of rows that carry labels. Raises UserError for a label that the run does not know."""
+    """The metrics of labelled rows, of their scores. Raises UserError for labels that the run does not know."""
     names, found = labels.finish()
     unknown = [name for name in names if name not in predictor.label_names]
     if unknown or (labels.kind != "one") != predictor.multi_label:
@@ -235,7 +254,7 @@ def evaluate(predictor: Predictor, logits: np.ndarray, labels: LabelColumn) -> d
             f"--evaluate: the rows have {odd}; the run's are {', '.join(predictor.label_names[:30])}"
         )
     order = np.array([predictor.label_names.index(name) for name in names], dtype=np.int64)
-    tuned = None
+    logits, tuned = predictor.calibrate(logits), None
     if predictor.multi_label:
         truth = np.zeros(logits.shape, np.uint8)
         truth[:, order] = found
@@ -265,6 +284,7 @@ def parse_args(argv=None):
     flag("--text_field", default="", help="column of the text; default: the run's own")
     flag("--pair_field", default="", help="column of the second text; default: the run's own")
     flag("--label_field", default="", help="column of the labels, for --evaluate; default: the run's own")
+    flag("--raw", action="store_true", help="leave out the calibration that jobs.calibrate found, and its thresholds")
     flag("--max_tokens", type=number(int, 1, auto=True), default="auto", help="tokens a micro-batch, padding included")
     flag("--amp", choices=("run", "auto", "bf16", "fp16", "off"), default="off",
          help="autocast type; off: float32, the labels that transformers gives; run: as evaluated, faster")
@@ -278,7 +298,7 @@ def main(argv=None) -> dict:
     args = parse_args(argv)
     form = args.output_format or ("csv" if args.output.endswith(".csv") else "jsonl")
     keep_freed_memory()
-    predictor = load(args.run, args.device, args.amp, args.max_tokens)
+    predictor = load(args.run, args.device, args.amp, args.max_tokens, args.raw)
     if isinstance(predictor, RankPredictor):
         bad = BadRows(args.data)
         with open_output(args.output) as out:
@@ -312,7 +332,7 @@ def main(argv=None) -> dict:
             scores = predictor.scores(texts, pairs)
             if args.generate:
                 for row, (text, said), best in zip(
-                    kept, predictor.generate(texts), scores.argmax(axis=1), strict=True
+                    kept, predictor.generate(texts), predictor.calibrate(scores).argmax(axis=1), strict=True
                 ):
                     row["generated"] = text
                     num_labels += said is not None

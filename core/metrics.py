@@ -97,10 +97,7 @@ def calibration_summary(logits: np.ndarray, labels: np.ndarray, multi_label: boo
     logits, truth = _checked(logits, labels, multi_label)
     probs = probabilities(logits, multi_label)
     squared = (probs - truth) ** 2
-    if multi_label:
-        confidence, right = probs.ravel(), truth.ravel()
-    else:
-        confidence, right = probs.max(axis=1), truth[np.arange(len(truth)), logits.argmax(axis=1)]
+    confidence, right = confidences(logits, truth, multi_label)
     bins = _equal_mass_bins(confidence, right)
     gaps = sum(part["n"] * abs(part["accuracy"] - part["confidence"]) for part in bins)
     return {
@@ -111,6 +108,25 @@ def calibration_summary(logits: np.ndarray, labels: np.ndarray, multi_label: boo
         "temperature": 1.0,
         "method": "none",
     }
+
+
+def confidences(logits: np.ndarray, truth: np.ndarray, multi_label: bool) -> tuple[np.ndarray, np.ndarray]:
+    """What calibration is measured on: the top label's probability, or with multi_label all n * C of them.
+
+    Args:    logits: (n, C) float | truth: (n, C) bool.
+    Returns: (m,) float64 confidence and (m,) bool, whether it came true; m is n, or n * C row after row.
+    """
+    probs = probabilities(logits, multi_label)
+    if multi_label:
+        return probs.ravel(), truth.ravel()
+    return probs.max(axis=1), truth[np.arange(len(truth)), logits.argmax(axis=1)]
+
+
+def bin_numbers(confidence: np.ndarray) -> np.ndarray:
+    """(m,) int: which of at most NUM_BINS bins of about equal mass a score is in, rising; equal scores never part."""
+    wanted = np.arange(NUM_BINS) * len(confidence) // NUM_BINS
+    lowest = np.unique(np.sort(confidence)[wanted])
+    return np.searchsorted(lowest, confidence, side="right") - 1
 
 
 def _checked(logits: np.ndarray, labels: np.ndarray, multi_label: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -214,11 +230,10 @@ def _mean_of_defined(values: list) -> float | None:
 
 
 def _equal_mass_bins(confidence: np.ndarray, right: np.ndarray) -> list[dict]:
-    """At most NUM_BINS bins of about equal mass over (m,) scores; equal scores never part."""
+    """The bins of (m,) scores: mean confidence, share that came true, count."""
     order = np.argsort(confidence, kind="stable")
     confidence, right = confidence[order], right[order].astype(np.float64)
-    wanted = np.arange(NUM_BINS) * len(confidence) // NUM_BINS
-    starts = np.unique(np.searchsorted(confidence, confidence[wanted], side="left"))
+    starts = np.flatnonzero(np.diff(bin_numbers(confidence), prepend=-1))
     counts = np.diff(np.append(starts, len(confidence)))
     means = np.add.reduceat(confidence, starts) / counts
     shares = np.add.reduceat(right, starts) / counts

@@ -138,6 +138,61 @@ def reliability_figure(summary: dict) -> Figure:
     return figure
 
 
+def reliability_pair_figure(before: dict, after: dict, titles: tuple[str, str]) -> Figure:
+    """reliability_figure's diagram twice, side by side: before and after calibration.
+
+    Args:    before, after: what calibration_summary returns, for the same rows | titles: what stands above each.
+    """
+    figure = Figure(figsize=(9.2, 4.9), layout="constrained")
+    largest = max(part["n"] for summary in (before, after) for part in summary["bins"])
+    for place, (summary, title) in enumerate(zip((before, after), titles), 1):
+        confidence, accuracy, counts = (
+            np.array([part[key] for part in summary["bins"]]) for key in ("confidence", "accuracy", "n")
+        )
+        axes = figure.add_subplot(1, 2, place)
+        axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="perfect calibration")
+        axes.vlines(confidence, confidence, accuracy, color="C3", lw=1.5, alpha=0.6, label="gap")
+        size_note = f"bin of up to {counts.max():,} scores"
+        axes.scatter(
+            confidence, accuracy, s=12 + 36 * counts / largest, color="C0", zorder=3, label=size_note
+        )
+        axes.set(xlabel="Predicted probability (mean of the bin)", ylabel="Share that came true")
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        numbers = f"ECE {summary['ece']:.3f}   Brier {summary['brier']:.3f}   NLL {summary['nll']:.3f} nats"
+        axes.set_title(f"{title}\n{numbers}", fontsize=10)
+        axes.legend(loc="upper left", frameon=False, fontsize=9)
+    return figure
+
+
+def threshold_figure(
+    at: np.ndarray, f1: np.ndarray, chosen: np.ndarray, intervals: np.ndarray, names: list[str]
+) -> Figure:
+    """F1 over the threshold, a panel a class, with the chosen threshold and where resampled rows have their best one.
+
+    Args:    at: (T,) thresholds | f1: (T, C) | chosen: (C,) | intervals: (C, 2) low and high | names: C, with what is
+             to be read beside them; in the order wanted.
+    """
+    columns = min(4, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(2.9 * columns + 0.4, 2.1 * rows + 0.7), layout="constrained")
+    for c, name in enumerate(names):
+        axes = figure.add_subplot(rows, columns, c + 1)
+        axes.axvspan(*intervals[c], color="C1", alpha=0.25, lw=0, label="best of resampled rows (95 %)")
+        axes.axvline(0.5, color=GREY, lw=1, ls=":", label="0.5")
+        axes.plot(at, f1[:, c], color="C0", lw=1.4, label="F1")
+        axes.axvline(chosen[c], color="C1", lw=1.4, label="chosen threshold")
+        axes.set(xlim=(0, 1), ylim=(0, 1.02))
+        axes.set_title(_shorten(name), fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("Threshold on the probability", fontsize=9)
+    figure.supylabel("F1 on the rows it was found on", fontsize=9)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=9
+    )
+    return figure
+
+
 def per_class_figure(per_class: dict) -> Figure:
     """Bars of F1, the class with most rows on top, its support printed; tuned F1 beside it where there.
 

@@ -50,7 +50,7 @@ def bootstrap_scores(
     occurs = truth.any(axis=0) | chosen.any(axis=1)  # (S, C)
     real, hits, told = (np.asarray(a, np.float32) for a in (truth, truth & chosen, chosen))
     found = {"accuracy": [], "macro_f1": []}
-    for counts in _resampled(len(truth), num_resamples, seed):  # (r, n)
+    for counts in resampled(len(truth), num_resamples, seed):  # (r, n)
         found["accuracy"].append(counts @ right / len(truth))
         support = counts @ real
         f1 = []
@@ -62,7 +62,7 @@ def bootstrap_scores(
     return {name: np.concatenate(values) for name, values in found.items()}
 
 
-def _resampled(num_rows: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
+def resampled(num_rows: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Blocks (r, n) float32: how often each row was drawn, n draws with replacement a resample."""
     rng, size = np.random.default_rng(seed), max(1, CHUNK // num_rows)
     for start in range(0, num_resamples, size):

@@ -150,7 +150,7 @@ def train_all(cells: list[Cell], gpus: list[str]) -> dict[Path, str]:
     """
     waiting, free, runs, failed, done = deque(cells), deque(gpus or [""]), [], {}, 0
     layout = "{desc}: {n:.1f} of {total} runs |{bar}| {elapsed}<{remaining}{postfix}"
-    bar = tqdm(total=len(cells), desc="compare", bar_format=layout, smoothing=0, disable=None)
+    bar = tqdm(total=len(cells), desc="training", bar_format=layout, smoothing=0, disable=None)
     with ends_as_ctrl_c(), bar:
         try:
             while waiting or runs:

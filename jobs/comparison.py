@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from core.calibration import apply_calibration, read_fit
 from core.errors import UserError
 from core.evaluate import CROSS_FITTED
 from core.flags import FREE_ON_RESUME
@@ -119,11 +120,13 @@ def one_hot(logits: np.ndarray) -> np.ndarray:
 def decisions(folder: Path, logits: np.ndarray, names: list[str], truth: np.ndarray) -> np.ndarray:
     """(n, C) bool with several labels a row: those behind macro_f1_tuned in the folder's metrics.json."""
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    probs = probabilities(logits, True)
     if metrics["thresholds_tuned_on"] == CROSS_FITTED:
-        return cross_fitted(probs, truth)
-    stored = json.loads((folder / "thresholds.json").read_text(encoding="utf-8"))["thresholds"]
-    return probs >= np.array([stored[name] for name in names])
+        return cross_fitted(probabilities(logits, True), truth)
+    stored = json.loads((folder / "thresholds.json").read_text(encoding="utf-8"))
+    if stored.get("fit", "none") != "none":  # found on what jobs.calibrate made of the scores
+        fit, _ = read_fit(folder.parent / "validation", names)
+        logits = apply_calibration(**fit, logits=logits, multi_label=True)
+    return probabilities(logits, True) >= np.array([stored["thresholds"][name] for name in names])
 
 
 def measured_costs(folder: Path, record: dict) -> dict[str, float]:

@@ -147,7 +147,7 @@ def collect(args: argparse.Namespace) -> dict:
         print(f"note: {args.run} holds no thresholds: labels hold from 0.5 on", file=sys.stderr)
     rows, lines, tokens = read_data(args.data, predictor)
     with make_output(args.output) as out:  # opened first: what cannot be written costs no GPU time
-        logits = score(predictor, tokens, lines, args.data)
+        logits = predictor.calibrate(score(predictor, tokens, lines, args.data))
         made = rows_to_fill(rows, logits, names, several, cuts, args.num_rows)
         out.write(as_text(made, args.output))
     mean = sum(row["uncertainty"] for row in made) / len(made)

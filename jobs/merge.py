@@ -25,6 +25,7 @@ from core.flags import Parser, number
 from core.results_table import format_table
 from core.rows import BadRows, read_rows
 from core.runs import RunRecord
+from jobs.calibration_files import first_thresholds
 from predict import WINDOW, Predictor, read_window
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -103,13 +104,10 @@ def main(argv=None) -> dict:
     texts, pairs, _, _ = read_window(read_rows(data, bad, "--data"), predictor.row_format, bad, [])
     bad.raise_if_any()
     rows = texts[: args.rows], pairs and pairs[: args.rows]
-    tuned, cuts = folder.parent / "validation" / "thresholds.json", None
-    if about["multi_label"]:
-        cuts = np.zeros(len(about["label_names"]))
-        if tuned.is_file():
-            values = json.loads(tuned.read_text(encoding="utf-8"))["thresholds"]
-            at = np.clip([values[name] for name in about["label_names"]], 1e-9, 1 - 1e-9)
-            cuts = np.log(at / (1 - at))
+    validation, cuts = folder.parent / "validation", None
+    if about["multi_label"]:  # of the model's own scores, calibrated or not
+        at = np.clip(first_thresholds(validation, about["label_names"])[0], 1e-9, 1 - 1e-9)
+        cuts = np.log(at / (1 - at))
     table, found = [], {}
     for name, copied in merged.items():
         before = score(model, tokenizer, about, rows, name, device)
@@ -122,8 +120,9 @@ def main(argv=None) -> dict:
     about = {name: value for name, value in about.items() if name not in ("lora", "base_model")}
     with disk_errors(output, "--output_dir"):
         save_model(output, merged[args.dtype], tokenizer, about)
-        if tuned.is_file():
-            write_text(output / "thresholds.json", tuned.read_text(encoding="utf-8"))
+        for name in ("calibration", "thresholds", "thresholds.uncalibrated"):
+            if (validation / f"{name}.json").is_file():
+                write_text(output / f"{name}.json", (validation / f"{name}.json").read_text(encoding="utf-8"))
     print(f"\nmerged model: {output} ({args.dtype})")
     result = {"merged": str(output), "n": len(rows[0]), **found}
     print(json.dumps(result))

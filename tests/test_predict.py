@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,10 @@ import pytest
 
 import predict
 import train
+from core.calibration import apply_calibration
 from core.errors import UserError
+from core.metrics import probabilities
+from jobs import calibrate
 from tests.conftest import save_tiny, toy_rows, write_jsonl
 
 ROOT = Path(__file__).parent.parent
@@ -178,3 +182,67 @@ def test_pairs_end_to_end(tmp_path, tiny_bert):
     predictor = predict.load(tmp_path / "run")
     found = predictor([row["text"] for row in rows], [row["second"] for row in rows])
     assert close(found, read_jsonl(tmp_path / "run" / "validation" / "predictions.jsonl"))
+
+
+# -- what jobs.calibrate found ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def calibrated(runs, tmp_path_factory) -> dict[str, Path]:
+    """Copies of the runs, calibrated on their validation rows."""
+    found = {}
+    for name, method in (("one", "isotonic"), ("several", "platt")):
+        found[name] = tmp_path_factory.mktemp("calibrated") / name
+        shutil.copytree(runs[name], found[name])
+        calibrate.main([str(found[name]), "--method", method, "--resamples", "100"])
+    return found
+
+
+@pytest.mark.parametrize("name", ["one", "several"])
+def test_calibrated_probabilities_are_those_of_the_job(runs, calibrated, name):
+    texts = [row["text"] for row in read_jsonl(runs[f"{name}-val"])]
+    held = json.loads((calibrated[name] / "validation" / "calibration.json").read_text())
+    logits = np.load(calibrated[name] / "validation" / "logits.npy")
+    expected = probabilities(
+        apply_calibration(held["method"], held["parameters"], logits, name == "several"), name == "several"
+    )
+    predictor = predict.load(calibrated[name])
+    rows = predictor(texts)
+    np.testing.assert_allclose([list(row["probabilities"].values()) for row in rows], expected, atol=1e-5)
+    np.testing.assert_allclose(predictor.scores(texts), logits, atol=1e-5)  # the model's own
+    raw = predict.load(runs[name])(texts)
+    assert not np.allclose([list(row["probabilities"].values()) for row in raw], expected, atol=1e-3)
+    assert predict.load(calibrated[name], raw=True)(texts) == raw
+
+
+def test_labels_fit_the_calibrated_probabilities(runs, calibrated):
+    texts = [row["text"] for row in read_jsonl(runs["one-val"])]
+    for row in predict.load(calibrated["one"])(texts):
+        assert row["probabilities"][row["label"]] == max(row["probabilities"].values())
+    tuned = json.loads((calibrated["several"] / "validation" / "thresholds.json").read_text())["thresholds"]
+    for row in predict.load(calibrated["several"])(texts):
+        assert row["labels"] == [n for n, p in row["probabilities"].items() if p >= tuned[n]]
+
+
+@pytest.mark.parametrize("name", ["one", "several"])
+def test_the_shell_uses_the_calibration_unless_it_is_told_not_to(runs, calibrated, tmp_path, name):
+    out = tmp_path / "out.jsonl"
+    call = [str(calibrated[name]), "--data", str(runs[f"{name}-val"]), "--output", str(out), "--evaluate"]
+    texts = [row["text"] for row in read_jsonl(runs[f"{name}-val"])]
+    found = predict.main(call)
+    assert read_jsonl(out) == predict.load(calibrated[name])(texts)
+    raw = predict.main([*call, "--raw"])
+    assert read_jsonl(out) == predict.load(runs[name])(texts)
+    own = json.loads((runs[name] / "validation" / "metrics.json").read_text())
+    assert raw["loss"] == pytest.approx(own["loss"], abs=1e-5)
+    assert found["loss"] < raw["loss"]  # on the rows that it was fitted on
+
+
+def test_a_calibration_without_its_thresholds_is_refused(calibrated, tmp_path):
+    run = shutil.copytree(calibrated["several"], tmp_path / "run")
+    (run / "validation" / "thresholds.json").write_text(
+        (run / "validation" / "thresholds.uncalibrated.json").read_text()
+    )
+    with pytest.raises(UserError, match="are not of one fit"):
+        predict.load(run)
+    assert predict.load(run, raw=True).thresholds is not None

@@ -15,7 +15,7 @@ from core.statistics import (
     percentile_interval,
     score_decisions,
 )
-from core.statistics import _resampled as resampled
+from core.statistics import resampled
 
 
 def one_hot(labels, num_classes: int) -> np.ndarray:

@@ -4,9 +4,23 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from scipy.special import expit
 from sklearn.metrics import f1_score
 
-from core.thresholds import best_thresholds, cross_fitted
+from core.calibration import apply_calibration, fit_calibration
+from core.statistics import resampled
+from core.thresholds import (
+    best_thresholds,
+    cross_fitted,
+    cross_fitted_tuning,
+    deal_folds,
+    drawn_thresholds,
+    expected_thresholds,
+    f1_curves,
+    f1_of,
+    threshold_intervals,
+    tune_thresholds,
+)
 
 
 def _f1(truth, chosen):
@@ -149,3 +163,161 @@ def test_what_does_not_fit_is_said():
         best_thresholds(np.zeros((1, 1)), np.array([[2]]))
     with pytest.raises(ValueError, match="at least 2"):
         cross_fitted(np.zeros((2, 2)), np.zeros((2, 2)), num_folds=1)
+
+
+# -- thresholds drawn towards what calibrated probabilities expect ----------------------------------------------
+
+
+def _made_up(num_rows, seed=0, shares=(0.4, 0.2, 0.05), tells=2.0):
+    """Calibrated log-odds of classes of these shares, and labels."""
+    rng = np.random.default_rng(seed)
+    labels = rng.random((num_rows, len(shares))) < shares
+    scores = tells * (rng.normal(size=labels.shape) + tells * labels) - tells**2 / 2
+    return scores + np.log(np.divide(shares, np.subtract(1, shares))), labels
+
+
+def _platt(scores, labels):
+    """As jobs.calibrate does: rows -> probabilities of all rows by the fit on those."""
+
+    def calibrated(rows):
+        return expit(
+            apply_calibration(
+                "platt", fit_calibration("platt", scores[rows], labels[rows], True), scores, True
+            )
+        )
+
+    return calibrated
+
+
+def test_the_expected_threshold_by_hand():
+    # Expected F1 of the first k rows: 2 (0.9) / (1 + 1.8), 2 (1.5) / (2 + 1.8), 2 (1.8) / (3 + 1.8): the second.
+    np.testing.assert_allclose(expected_thresholds(np.array([[0.9], [0.6], [0.3]])), [0.45])
+    np.testing.assert_allclose(expected_thresholds(np.array([[0.0], [0.0]])), [0.5])
+    np.testing.assert_allclose(expected_thresholds(np.array([[0.2], [0.2]])), [0.1])  # a tie is not a cut
+
+
+def test_the_expected_threshold_is_half_of_the_f1_that_it_reaches():
+    probs = np.random.default_rng(0).beta(0.3, 2, (200_000, 1))
+    (threshold,) = expected_thresholds(probs)
+    above = probs[probs >= threshold]
+    assert threshold == pytest.approx(
+        above.sum() / (len(above) + probs.sum()), abs=1e-4
+    )  # Lipton et al. 2014
+
+
+def test_with_certain_probabilities_expected_is_exact():
+    labels = np.random.default_rng(1).random((40, 3)) < 0.3
+    np.testing.assert_allclose(
+        expected_thresholds(labels.astype(float)), best_thresholds(labels.astype(float), labels)
+    )
+
+
+def test_expected_thresholds_do_better_on_new_rows_where_a_class_is_rare():
+    fresh_scores, fresh = _made_up(40_000, 99, (0.02,))
+    exact, expected = [], []
+    for seed in range(20):
+        scores, labels = _made_up(300, seed, (0.02,))
+        for found, cuts in (
+            (exact, best_thresholds(expit(scores), labels)),
+            (expected, expected_thresholds(expit(scores))),
+        ):
+            found.append(f1_of(fresh, expit(fresh_scores) >= cuts)[0])
+    assert np.mean(expected) > np.mean(exact) + 0.02
+
+
+def test_drawing_by_hand():
+    exact, expected = np.array([0.2, 0.2, 0.5]), np.array([0.4, 0.4, 0.3])
+    np.testing.assert_allclose(drawn_thresholds(exact, np.array([10, 30, 0]), expected, 10), [0.3, 0.25, 0.3])
+    np.testing.assert_allclose(drawn_thresholds(exact, np.array([10, 30, 0]), expected, 0), exact)
+
+
+def test_f1_is_scikit_learns():
+    scores, labels = _made_up(80, 3)
+    at = np.array([0.1, 0.5, 0.9])
+    expected = [f1_score(labels, expit(scores) >= cut, average=None, zero_division=0) for cut in at]
+    np.testing.assert_allclose(f1_curves(expit(scores), labels, at), expected)
+
+
+def test_the_strength_is_the_one_of_the_best_cross_fitted_f1():
+    scores, labels = _made_up(200, 4)
+    calibrated, fold = _platt(scores, labels), deal_folds(200, 5, 0)
+    found = tune_thresholds(labels, calibrated, num_resamples=100)
+    decided = {strength: np.zeros(labels.shape, bool) for strength in (0, 5, 10, 20, 50, 100, 200, 1000)}
+    for held_out in range(5):  # the slow way, from the outside
+        rows, inside = np.flatnonzero(fold != held_out), fold == held_out
+        probs = calibrated(rows)
+        exact = best_thresholds(probs[rows], labels[rows])
+        for strength, decisions in decided.items():
+            weight = labels[rows].sum(axis=0)
+            cuts = (weight * exact + strength * expected_thresholds(probs[rows])) / (weight + strength)
+            decisions[inside] = probs[inside] >= cuts
+    macro = {
+        strength: f1_score(labels, decisions, average="macro") for strength, decisions in decided.items()
+    }
+    best = max(reversed(macro), key=macro.get)
+    assert found["strength"] == best
+    np.testing.assert_allclose(found["f1"], f1_score(labels, decided[best], average=None))
+
+
+def test_what_is_chosen_is_drawn_or_a_half():
+    scores, labels = _made_up(400, 5)
+    for judge in ("together", "each"):
+        found = tune_thresholds(labels, _platt(scores, labels), judge, 200)
+        np.testing.assert_array_equal(found["thresholds"], np.where(found["is_left"], 0.5, found["drawn"]))
+        np.testing.assert_allclose(found["gain"], found["f1"] - found["f1_half"])
+    np.testing.assert_array_equal(found["is_left"], found["gain_low"] <= 0)  # each
+
+
+def test_where_nothing_is_gained_all_stay_at_a_half():
+    rng = np.random.default_rng(6)
+    labels = rng.random((400, 3)) < 0.5
+    probs = np.where(labels, 0.7, 0.3)  # no threshold does better
+    found = tune_thresholds(labels, lambda rows: probs, num_resamples=200)
+    np.testing.assert_array_equal(found["thresholds"], 0.5)
+
+
+def test_rare_classes_are_judged_with_the_others():
+    scores, labels = _made_up(400, 7, (0.3, 0.2, 0.1, 0.1, 0.03), 1.5)
+    together, each = (
+        tune_thresholds(labels, _platt(scores, labels), judge, 300) for judge in ("together", "each")
+    )
+    assert each["is_left"].any()  # too few rows to prove a gain
+    assert not together["is_left"].any()
+
+
+def test_no_row_helps_to_decide_itself():
+    scores, labels = _made_up(50, 8)
+    before = cross_fitted_tuning(labels, _platt(scores, labels), num_resamples=20)
+    assert not before["exact"].all()
+    for row in (0, 17, 33):
+        changed = labels.copy()
+        changed[row] = ~changed[row]
+        after = cross_fitted_tuning(changed, _platt(scores, changed), num_resamples=20)
+        for rule, decisions in after.items():
+            np.testing.assert_array_equal(decisions[row], before[rule][row], err_msg=rule)
+
+
+def test_a_calibration_on_all_rows_would_let_a_row_decide_itself():
+    """Bite: the test above fails for probabilities that were calibrated on all rows beforehand."""
+    scores, labels = _made_up(50, 8)
+
+    def decision(row, truth):
+        probs = _platt(scores, truth)(np.arange(50))
+        return cross_fitted_tuning(truth, lambda rows: probs, num_resamples=2)["exact"][row].tolist()
+
+    flipped = (np.where(np.arange(50)[:, None] == row, ~labels, labels) for row in range(50))
+    assert any(decision(row, labels) != decision(row, truth) for row, truth in enumerate(flipped))
+
+
+def test_intervals_are_those_of_thresholds_found_on_resampled_rows():
+    scores, labels = _made_up(120, 9)
+    probs, slow = expit(scores).round(2), []
+    labels[:, 2] = False
+    for counts in resampled(120, 200, 3):
+        for count in counts.astype(int):
+            rows = np.repeat(np.arange(120), count)
+            slow.append(best_thresholds(probs[rows], labels[rows]))
+    expected = np.quantile(slow, [0.025, 0.975], axis=0).T
+    found = threshold_intervals(probs, labels, 200, 3)
+    np.testing.assert_allclose(found, expected, atol=0.03)  # cuts of all rows, not of those that were drawn
+    np.testing.assert_array_equal(found[2], 0.5)

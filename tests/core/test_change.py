@@ -6,8 +6,7 @@ from sklearn.metrics import f1_score
 
 from core.cache import TokenRows
 from core.change import change_text, measure_change
-from core.statistics import RESAMPLES
-from core.statistics import resampled
+from core.statistics import RESAMPLES, resampled
 
 
 def rows_of(labels, num_classes: int = 3) -> TokenRows:

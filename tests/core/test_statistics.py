@@ -13,9 +13,9 @@ from core.statistics import (
     is_right,
     mcnemar,
     percentile_interval,
+    resampled,
     score_decisions,
 )
-from core.statistics import resampled
 
 
 def one_hot(labels, num_classes: int) -> np.ndarray:

@@ -60,7 +60,7 @@ def read_scored(folder: str | Path, split: str) -> Scored:
         truth = columns(truth, names, about["label_names"])
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: is not whole, train it again: {error!r}") from None
     if logits.shape != truth.shape:
         raise UserError(f"{folder}: scores are {logits.shape}, the labels in {path} {truth.shape}")

@@ -11,14 +11,12 @@ from typing import Protocol
 
 import numpy as np
 
-from core.calibration import apply_calibration, read_fit
+from core.calibration import read_fit
 from core.ensembles import combine
 from core.errors import UserError
-from core.predictions import prediction_rows
+from core.predictions import RowPredictor
 from core.rows import RowFormat, file_sha256
 from core.runs import RunRecord
-
-WINDOW = 4096  # texts handed to the members at once
 
 
 class Member(Protocol):
@@ -39,7 +37,7 @@ def is_ensemble(run: Path) -> bool:
     )
 
 
-class EnsemblePredictor:
+class EnsemblePredictor(RowPredictor):
     """A loaded ensemble, used as a Predictor is. Call it with texts (or pairs) for prediction rows."""
 
     def __init__(
@@ -67,24 +65,6 @@ class EnsemblePredictor:
             own.scores(texts, pairs)[:, order] for own, order in zip(self.members, self.orders, strict=True)
         ]
         return combine(np.stack(found), self.combination, self.multi_label).astype(np.float32)
-
-    def calibrate(self, logits: np.ndarray) -> np.ndarray:
-        """(n, C) logits of the probabilities that the ensemble shows for (n, C) logits."""
-        return apply_calibration(**self.calibration, logits=logits, multi_label=self.multi_label)
-
-    def rows(self, logits: np.ndarray) -> list[dict]:
-        """The prediction rows of logits."""
-        return prediction_rows(self.calibrate(logits), self.label_names, self.multi_label, self.thresholds)
-
-    def __call__(self, texts: list[str], pairs: list[str] | None = None) -> list[dict]:
-        """A row {"label", "probabilities"} for each text; with several labels a row also "labels"."""
-        if isinstance(texts, str):
-            raise TypeError("expected a list of texts, found one string")
-        out = []
-        for first in range(0, len(texts), WINDOW):
-            window = slice(first, first + WINDOW)
-            out += self.rows(self.scores(list(texts[window]), None if pairs is None else list(pairs[window])))
-        return out
 
     def generate(self, texts: list[str]) -> list:
         """Raises UserError: several models have no one answer."""

@@ -30,14 +30,14 @@ from archs.probes import choose_packing
 from archs.saving import load_model, read_about
 from core.batches import Cut, make_cut, row_costs, to_device
 from core.cache import LabelColumn
-from core.calibration import UNCALIBRATED, apply_calibration, read_fit
+from core.calibration import read_fit
 from core.errors import UserError, disk_errors, run_main
 from core.evaluate import headline, score_cuts
 from core.flags import Parser, number
 from core.memory import auto_max_tokens, choose_amp, keep_freed_memory, release_cached
 from core.metrics import classification_metrics, probabilities
 from core.plan import eval_cuts
-from core.predictions import append_rows, prediction_rows
+from core.predictions import WINDOW, RowPredictor, append_rows
 from core.prompts import Prompt, make_encoder
 from core.results_table import format_per_class, format_table
 from core.rows import BadRows, RowError, RowFormat, read_rows
@@ -45,14 +45,9 @@ from core.thresholds import cross_fitted
 from ensemble_predict import EnsemblePredictor, is_ensemble, load_ensemble
 from rank_predict import RankPredictor, predict_ranks
 
-WINDOW = 4096  # rows sorted together: enough that cuts hold rows of like length, small beside a model
 
-
-class Predictor:
-    """A loaded run. Call it with texts (or pairs) for prediction rows; `scores` gives the model's own logits, and
-    `calibrate` makes of them those that the rows' probabilities, labels and thresholds are of."""
-
-    calibration = UNCALIBRATED
+class Predictor(RowPredictor):
+    """A loaded run of one model."""
 
     def __init__(self, model, tokenizer, about: dict, tuned: dict | None, device, amp: str, max_tokens):
         self.label_names, self.multi_label = about["label_names"], about["multi_label"]
@@ -135,24 +130,6 @@ class Predictor:
             for k, answer in zip(cut, found, strict=True):
                 answers[k] = answer
         return answers
-
-    def calibrate(self, logits: np.ndarray) -> np.ndarray:
-        """(n, C) logits of the probabilities that the run shows for (n, C) logits; they are the same without a fit."""
-        return apply_calibration(**self.calibration, logits=logits, multi_label=self.multi_label)
-
-    def rows(self, logits: np.ndarray) -> list[dict]:
-        """The prediction rows of logits."""
-        return prediction_rows(self.calibrate(logits), self.label_names, self.multi_label, self.thresholds)
-
-    def __call__(self, texts: list[str], pairs: list[str] | None = None) -> list[dict]:
-        """A row {"label", "probabilities"} for each text; with several labels a row also "labels"."""
-        if isinstance(texts, str):
-            raise TypeError("expected a list of texts, found one string")
-        out = []
-        for first in range(0, len(texts), WINDOW):
-            window = slice(first, first + WINDOW)
-            out += self.rows(self.scores(list(texts[window]), None if pairs is None else list(pairs[window])))
-        return out
 
 
 def load(

@@ -7,7 +7,10 @@ from typing import TextIO
 
 import numpy as np
 
+from core.calibration import UNCALIBRATED, apply_calibration
 from core.metrics import probabilities
+
+WINDOW = 4096  # rows sorted together: enough that cuts hold rows of like length, small beside a model
 
 
 def prediction_rows(
@@ -30,6 +33,34 @@ def prediction_rows(
         row["probabilities"] = dict(zip(label_names, rounded[k].tolist(), strict=True))
         out.append(row)
     return out
+
+
+class RowPredictor:
+    """A loaded run, of one model or of several. Call it with texts (or pairs) for prediction rows; `scores` gives the
+    model's own logits, and `calibrate` makes of them those that the rows' probabilities, labels and thresholds are of.
+
+    Whoever is one has label_names, multi_label, thresholds ((C,) or None) and scores(texts, pairs) -> (n, C) float32.
+    """
+
+    calibration = UNCALIBRATED
+
+    def calibrate(self, logits: np.ndarray) -> np.ndarray:
+        """(n, C) logits of the probabilities that the run shows for (n, C) logits; they are the same without a fit."""
+        return apply_calibration(**self.calibration, logits=logits, multi_label=self.multi_label)
+
+    def rows(self, logits: np.ndarray) -> list[dict]:
+        """The prediction rows of logits."""
+        return prediction_rows(self.calibrate(logits), self.label_names, self.multi_label, self.thresholds)
+
+    def __call__(self, texts: list[str], pairs: list[str] | None = None) -> list[dict]:
+        """A row {"label", "probabilities"} for each text; with several labels a row also "labels"."""
+        if isinstance(texts, str):
+            raise TypeError("expected a list of texts, found one string")
+        out = []
+        for first in range(0, len(texts), WINDOW):
+            window = slice(first, first + WINDOW)
+            out += self.rows(self.scores(list(texts[window]), None if pairs is None else list(pairs[window])))
+        return out
 
 
 def append_rows(

@@ -103,6 +103,8 @@ def run_candidates(args: argparse.Namespace) -> dict:
             rows, args.num_candidates, args.corruption_rate, args.seed, also, args.name_operands
         )
     print(f"{args.input}: {len(rows)} rows, {len(made)} with candidates, {len(problems)} left out")
+    if args.drop_context:
+        made = [row | {"context": ""} for row in made]
     result = finish(args, made, problems)
     print("kinds of changes: " + ", ".join(f"{kind} {n}" for kind, n in count_kinds(made).most_common()))
     if args.samples:
@@ -198,6 +200,8 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
             "write behind each number what the page calls it: its row and column, or the words around it"
         )
         add("--name_operands", action="store_true", help=help_text)
+        help_text = "write no context: question and named operands are all that a small model is to read"
+        add("--drop_context", action="store_true", help=help_text)
         help_text = "more prepared rows, which help to choose but are not written; for small files"
         add("--also", nargs="+", default=[], metavar="FILE", help=help_text)
         help_text = "a model's samples instead of mutants: rows {id, samples: [programs or answers]}"

@@ -137,6 +137,23 @@ def test_the_steps_as_commands(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert not list(tmp_path.rglob("*.part"))
 
 
+def test_named_candidates_can_stand_without_their_page(tmp_path: Path):
+    """With the same choice of candidates; rewards do not ask for a context."""
+    ready, whole, alone, ranked = (
+        tmp_path / f"{name}.jsonl" for name in ("ready", "whole", "alone", "ranked")
+    )
+    write_rows(tmp_path / "raw.jsonl", invented_rows(6, seed=1))
+    main(["prepare", "--input", str(tmp_path / "raw.jsonl"), "--output", str(ready)])
+    named = ["candidates", "--input", str(ready), "--num_candidates", "4", "--name_operands", "--output"]
+    main([*named, str(whole)])
+    main([*named, str(alone), "--drop_context"])
+    assert all(row["context"] for row in load(whole))
+    assert load(alone) == [row | {"context": ""} for row in load(whole)]
+    assert any("[" in text for row in load(alone) for text in row["candidates"])
+    main(["rewards", "--input", str(alone), "--output", str(ranked)])
+    assert len(load(ranked)) == len(load(alone)) > 0
+
+
 def test_errors_of_the_command(tmp_path: Path):
     good, bad = (
         write_rows(tmp_path / f"{n}.jsonl", rows) for n, rows in (("a", [a_row()]), ("b", [{"id": "1"}]))

@@ -1,7 +1,8 @@
 """Noise and adversarial steps on the token embeddings, by one hook on the embedding: NEFTune and FGM.
 
 Both are of each row alone: its own length, its own gradient, and noise that hangs on (seed, step, row, token) where
-dropout masks do (archs/dropout.py). So, dropout off or exact, the gradient is the same however rows are cut or packed.
+dropout masks do (archs/dropout.py). So, dropout off or exact, the gradient is the same however rows are cut or packed;
+but for a decoder's words of several tokens: packed they count into their row, padded each copy of the row has one.
 B rows, T or N tokens, D width.
 """
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from archs.dropout import MASKS
 from core.batches import Cut
+from core.errors import UserError
 
 
 class EmbeddingNoise:
@@ -22,10 +24,13 @@ class EmbeddingNoise:
         """neftune: alpha, the noise is uniform in +- alpha / sqrt(L D) | fgm: length of a row's adversarial step."""
         self.neftune, self.fgm = neftune, fgm
         self.cut: Cut | None = None  # of the pass under way, until the embeddings have been seen
-        self.seen: torch.Tensor | None = None  # the embeddings of that pass, whose gradient makes the step
+        self.seen: tuple[Cut, torch.Tensor] | None = (
+            None  # a cut and its embeddings, whose gradient makes the step
+        )
         self.step: torch.Tensor | None = None  # what is added to them in an adversarial pass
         if neftune or fgm:
             model.register_forward_pre_hook(self.begin)
+            model.register_forward_hook(self.end)
             table = model.inner.get_input_embeddings().weight
             for module in model.modules():  # T5's encoder and decoder have an embedding each of the one table
                 if isinstance(module, nn.Embedding) and module.weight is table:
@@ -34,6 +39,13 @@ class EmbeddingNoise:
     def begin(self, model: nn.Module, args: tuple) -> None:
         """Before a pass of the classifier: remember its cut, in training alone."""
         self.cut = args[0] if model.training and torch.is_grad_enabled() else None
+
+    def end(self, model: nn.Module, args: tuple, scores: torch.Tensor) -> None:
+        """After it. Raises UserError when no embedding of these tokens was seen: the model pads them itself, say."""
+        if self.cut is not None:
+            raise UserError(
+                "--neftune, --fgm: this model embeds other tokens than it is given; drop the flag"
+            )
 
     def change(self, module: nn.Module, args: tuple, embedded: torch.Tensor) -> torch.Tensor | None:
         """After the embedding: (B, T, D) or (1, N, D) with noise; a decoder's own input, which comes later, without."""
@@ -45,15 +57,17 @@ class EmbeddingNoise:
         if self.step is not None:
             return embedded + self.step.to(embedded.dtype)
         if self.fgm:
-            self.seen = embedded if embedded.requires_grad else embedded.detach().requires_grad_()
-            self.seen.retain_grad()
-            return self.seen
+            if self.seen and self.seen[0] is cut:
+                return embedded  # R-Drop's second pass: the first is the one that is moved
+            self.seen = cut, embedded if embedded.requires_grad else embedded.detach().requires_grad_()
+            self.seen[1].retain_grad()
+            return self.seen[1]
         return embedded
 
     @contextmanager
     def adversarial(self, cut: Cut) -> Iterator[None]:
         """After backward: the passes in the block see each row moved by fgm along its own gradient."""
-        self.step, self.seen = fgm_step(self.seen.grad, cut, self.fgm), None
+        self.step, self.seen = fgm_step(self.seen[1].grad, cut, self.fgm), None
         try:
             yield
         finally:
@@ -88,10 +102,14 @@ def fgm_step(gradient: torch.Tensor, cut: Cut, epsilon: float) -> torch.Tensor:
     Source: Miyato et al. 2017, arXiv:1605.07725, eq. 5 to 7, without their normalised embeddings.
     """
     gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-    squares = gradient.square().sum(-1)
+    tiny, largest = torch.finfo(gradient.dtype).tiny, gradient.abs().amax(-1)
     if cut.owner is not None:
-        of_rows = squares.new_zeros(len(cut.cu_seqlens) - 1).index_add_(0, cut.owner, squares[0])
+        empty = largest.new_zeros(len(cut.cu_seqlens) - 1)
+        peaks = empty.scatter_reduce(0, cut.owner, largest[0], "amax")[cut.owner][None, :, None]
+        gradient = gradient / peaks.clamp_min(tiny)  # squares of small gradients would be 0
+        of_rows = empty.index_add(0, cut.owner, gradient.square().sum(-1)[0])
         norms = of_rows.sqrt()[cut.owner][None, :, None]
     else:
-        norms = squares.sum(1).sqrt()[:, None, None]
-    return epsilon * gradient / norms.clamp_min(torch.finfo(torch.float32).tiny)
+        gradient = gradient / largest.amax(1)[:, None, None].clamp_min(tiny)
+        norms = gradient.flatten(1).norm(dim=1)[:, None, None]
+    return epsilon * gradient / norms.clamp_min(tiny)

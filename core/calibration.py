@@ -204,7 +204,10 @@ def read_fit(folder: Path, label_names: list[str], raw: bool = False) -> tuple[d
     again = "run python -m jobs.calibrate once more, or predict with --raw"
     tuned_with = tuned.get("fit", "none") if tuned else None
     if raw:
-        first = tuned if tuned_with == "none" else _read(folder / "thresholds.uncalibrated.json")
+        first = _read(
+            folder / "thresholds.uncalibrated.json"
+        )  # there after jobs.calibrate, whatever it chose
+        first = first or (tuned if tuned_with == "none" else None)
         return UNCALIBRATED, first
     if tuned and tuned_with != fit_name(**used):
         raise UserError(f"{folder}: calibration.json and thresholds.json are not of one fit; {again}")

@@ -64,6 +64,7 @@ def words_around(lines: Iterable[str]) -> dict[float, str]:
 
 
 def shorten(text: str) -> str:
-    """At most LONGEST_NAME characters: the first half and the last."""
+    """At most LONGEST_NAME characters, the first half and the last; brackets, which end a name, as parentheses."""
+    text = text.replace("[", "(").replace("]", ")")
     half = LONGEST_NAME // 2
     return text if len(text) <= LONGEST_NAME else f"{text[:half].rstrip()} .. {text[-half:].lstrip()}"

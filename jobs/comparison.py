@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from core.calibration import apply_calibration, read_fit
+from core.calibration import apply_calibration, fit_name, read_fit
 from core.errors import UserError
 from core.evaluate import CROSS_FITTED
 from core.flags import FREE_ON_RESUME
@@ -125,6 +125,8 @@ def decisions(folder: Path, logits: np.ndarray, names: list[str], truth: np.ndar
     stored = json.loads((folder / "thresholds.json").read_text(encoding="utf-8"))
     if stored.get("fit", "none") != "none":  # found on what jobs.calibrate made of the scores
         fit, _ = read_fit(folder.parent / "validation", names)
+        if stored["fit"] != fit_name(**fit):
+            raise UserError(f"{folder}: its thresholds are of another calibration than the run's; score it again")
         logits = apply_calibration(**fit, logits=logits, multi_label=True)
     return probabilities(logits, True) >= np.array([stored["thresholds"][name] for name in names])
 

@@ -18,6 +18,7 @@ from core.rows import RowFormat, file_sha256
 from core.runs import RunRecord
 from core.spent import write_uses
 from core.statistics import bootstrap_scores, percentile_interval, score_decisions
+from core.thresholds import best_thresholds
 from jobs.calibrate import score_file
 from jobs.scored import columns, read_labels
 
@@ -116,16 +117,23 @@ class FinalRows:
         write_uses(run, {"test": rows})
 
     def baselines(
-        self, train_data: str, label_names: list[str], multi_label: bool, row_format: RowFormat
+        self, train_data: str, val_data: str, label_names: list[str], multi_label: bool, row_format: RowFormat
     ) -> dict:
-        """Headline metrics of the majority class and of TF-IDF with logistic regression; thresholds at 0.5."""
-        logits = baseline_scores(train_data, self.path, label_names, multi_label, row_format)
+        """Headline metrics of the majority class and of TF-IDF with logistic regression, at thresholds of val_data."""
+        about = label_names, multi_label, row_format
+        logits = baseline_scores(train_data, self.path, *about)
+        cuts = dict.fromkeys(logits)
+        if multi_label:
+            tuned, val_truth = (
+                baseline_scores(train_data, val_data, *about),
+                read_truth(val_data, label_names, row_format),
+            )
+            cuts = {name: best_thresholds(probabilities(own, True), val_truth) for name, own in tuned.items()}
         truth = read_truth(self.path, label_names, row_format)
         rows = LabelRows(
             label_names, multi_label, truth, np.zeros(len(truth), np.uint64), {"path": self.path}
         )
-        half = np.full(len(label_names), 0.5) if multi_label else None
-        found = {name: self.of_scores(own, rows, half, "0.5") for name, own in logits.items()}
+        found = {name: self.of_scores(own, rows, cuts[name], val_data) for name, own in logits.items()}
         return {name: headline(scores.metrics) | intervals(scores) for name, scores in found.items()}
 
 

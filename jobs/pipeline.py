@@ -105,9 +105,14 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         missing = [f"--{name}" for name in ("train_data", "val_data", "test_data") if not getattr(args, name)]
         raise UserError(f"{', '.join(missing)}: not given; --data divides one file into all parts")
     check_gpus(args.gpus.split(",") if args.gpus else [])
-    odd = [word for word in words(args.flags, "--flags") if word.partition("=")[0] in ("--text_field", "--label_field")]
+    taken = ("--text_field", "--pair_field", "--label_field", "--metric")
+    odd = [word for word in words(args.flags, "--flags") if word.partition("=")[0] in taken]
     if odd:
         raise UserError(f"--flags: {odd[0]} is a flag of the pipeline itself")
+    names = [word.partition("=")[0] for word in args.models]
+    odd = [name for name in names if name in STAGES or name.startswith(("member", "ensemble")) or names.count(name) > 1]
+    if odd:
+        raise UserError(f"--models {odd[0]}: is the name of a stage, or given twice; take another name")
     return args
 # fmt: on
 
@@ -137,7 +142,8 @@ class Pipeline:
         columns = {name: getattr(args, name) for name in ("text_field", "pair_field", "label_field")}
         self.state["data"] = {"file": args.data or args.train_data, **columns}
         self.state["data"] |= {"split": "split/split.json"} if args.data else {}
-        self.has_new_runs = False  # of this start: what is made of all runs is then made again
+        # lines of an earlier start, taken over stage by stage; what is made of all runs is made again after a new one
+        self.known, self.state["stages"], self.has_new_runs = self.state["stages"], [], False
         self.check_files()
 
     # -- rows and flags
@@ -148,7 +154,8 @@ class Pipeline:
         if not self.args.data:
             given = {part: getattr(self.args, name) for part, name in stages.PARTS.items()}
             return {part: path for part, path in given.items() if path}
-        return {part: str(self.folder / "split" / f"{part}.jsonl") for part in stages.PARTS}
+        made = {part: self.folder / "split" / f"{part}.jsonl" for part in stages.PARTS}
+        return {part: str(path) for part, path in made.items() if path.is_file()}
 
     def check_files(self) -> None:
         """Raise UserError for a file that is missing, or has changed since the first start."""
@@ -198,15 +205,15 @@ class Pipeline:
         return [*words(self.args.flags, "--flags"), *self.row_flags(), *self.shared_flags()]
 
     def best_flags(self) -> list[str]:
-        """Of the best of the runs that the flags of the single model and the search gave."""
-        keys = [
-            line["key"]
-            for line in self.state["stages"]
-            if line["key"] in ("single", "search") and line["run"]
-        ]
-        if self.best_of(keys)["key"] == "search":
+        """Of the better of the single model and the search."""
+        if self.best_of(["single", "search"])["key"] == "search":
             return [f"@{self.folder / 'search' / 'preset'}", *self.row_flags(), *self.shared_flags()]
         return self.flags()
+
+    def preset_text(self) -> str:
+        """What the search found, "" where there is none."""
+        path = self.folder / "search" / "preset"
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
 
     # -- the clock
 
@@ -218,14 +225,11 @@ class Pipeline:
         """Of --hours, less what the end is expected to take; inf without a limit."""
         return (1 - RESERVED) * 60 * self.args.hours - self.minutes() if self.args.hours else math.inf
 
-    def run_minutes(self) -> list[float]:
-        """What a run of the best flags took."""
-        lines = [line for line in self.state["stages"] if line["key"] == "single"]
-        return [RunRecord.read(self.folder / line["run"]).record["timings"]["total_s"] / 60 for line in lines]
-
     def minutes_of(self, key: str) -> float:
-        """What a stage took."""
-        return next(line["minutes"] for line in self.state["stages"] if line["key"] == key)
+        """What a line's run takes, over all of its starts."""
+        line = next(line for line in self.state["stages"] if line["key"] == key)
+        timings = RunRecord.read(self.folder / line["run"]).record["timings"]
+        return max(timings["total_s"], timings.get("train_s", 0.0)) / 60
 
     def forecast_minutes(self, flags: list[str]) -> float:
         """What a run is expected to take; 0 without a limit, since nobody asks."""
@@ -238,14 +242,12 @@ class Pipeline:
         folder = self.folder / "runs" / name
         return (folder / "run.json").is_file() and RunRecord.read(folder).record["status"] == "finished"
 
-    def train(self, flags: dict[str, list[str]]) -> list[Path]:
-        """Train what is not trained yet, one run a name; their folders. Raises UserError when one fails."""
+    def train(self, flags: dict[str, list[str]]) -> tuple[dict[str, Path], dict[str, str]]:
+        """Train what is not trained yet, one run a name. Returns the folders of the finished, and why others failed."""
         folders = {name: self.folder / "runs" / name for name in flags}
-        cells = [
-            Cell(folders[name], (*own, "--output_dir", str(folders[name]))) for name, own in flags.items()
-        ]
-        stages.train_cells(cells, self.args.gpus.split(",") if self.args.gpus else [])
-        return list(folders.values())
+        cells = [Cell(folders[name], (*own, f"--output_dir={folders[name]}")) for name, own in flags.items()]
+        failed = stages.train_cells(cells, self.args.gpus.split(",") if self.args.gpus else [])
+        return {name: folder for name, folder in folders.items() if name not in failed}, failed
 
     def run(self, command: list[str], name: str) -> None:
         """Run a command; what it prints goes to logs/NAME.log."""
@@ -281,20 +283,15 @@ class Pipeline:
 
     def do(self, key: str, stage: Callable) -> None:
         """Run a stage, unless it is done, and enter its line or lines."""
-        is_done = any(line["key"] == key and line["status"] == "done" for line in self.state["stages"])
+        known = [line for line in self.known if line["stage"] == key]
+        is_done = bool(known) and all(line["status"] == "done" for line in known)
         if is_done and not (self.has_new_runs and key in OF_ALL_RUNS):
             print(f"{key}: done before")
+            self.state["stages"] += known
             return
-        began = self.minutes()
-        print(
-            f"\n== {key}" + (f", {self.minutes_left():.1f} min left" if self.args.hours else ""), flush=True
-        )
-        line = {
-            "key": key,
-            "name": NAMES.get(key, key),
-            "what": (stage.__doc__ or "").split("\n")[0],
-            "run": None,
-        }
+        began, left = self.minutes(), f", {self.minutes_left():.1f} min left" if self.args.hours else ""
+        print(f"\n== {key}{left}", flush=True)
+        line = {"key": key, "name": NAMES.get(key, key), "what": stage.__doc__ or "", "run": None}
         try:
             if key in self.args.skip:
                 raise stages.Skip("left out by --skip")
@@ -306,7 +303,6 @@ class Pipeline:
             if key in ALWAYS:
                 raise
             lines = [{"status": "failed", "why": str(error)}]
-        self.state["stages"] = [old for old in self.state["stages"] if old.get("stage", old["key"]) != key]
         for own in lines:
             self.enter(key, line | {"status": "done", "why": "", "minutes": self.minutes() - began} | own)
         self.write()
@@ -334,8 +330,9 @@ class Pipeline:
     def finish(self) -> None:
         """Score every line on the test rows, with intervals and gains; choose nothing any more."""
         lines = [line for line in self.state["stages"] if line["run"]]
-        final = self.best_of([line["key"] for line in lines])
-        calibrated = next((line for line in lines if line["key"] == "calibration"), None)
+        final = self.best_of([line["key"] for line in lines if line["key"] != "calibration"])
+        own = (line for line in lines if line["key"] == "calibration" and line["run"] == final["run"])
+        calibrated = next(own, None)
         self.state["final"] = (calibrated or final)["key"]
         rows, scores = FinalRows(self.parts["test"], seed=self.args.seed), {}
         for line in lines:
@@ -348,7 +345,7 @@ class Pipeline:
                 line["gain"] = {"over": over} | gain(found, scores[over], rows.logits(run)[1].truth)
         rows.write(self.folder / (calibrated or final)["run"])
         if self.state["baselines"]:
-            found = rows.baselines(self.parts["train"], *self.labels())
+            found = rows.baselines(self.parts["train"], self.parts["validation"], *self.labels())
             for name, numbers in found.items():
                 self.state["baselines"][name]["test"] = numbers
 

@@ -10,12 +10,15 @@ import json
 import math
 import shlex
 import shutil
-import statistics
 import subprocess
 import sys
 from argparse import Namespace
+from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 import train
 from core.cache import LabelColumn
@@ -23,11 +26,13 @@ from core.errors import UserError
 from core.evaluate import headline, measure
 from core.rows import BadRows, RowError, RowFormat, read_rows
 from core.runs import RunRecord
+from core.spent import count_common, refuse_test_rows, row_hash, write_uses
 from data import split as data_split
 from jobs import calibrate, ensemble, tune
 from jobs.cells import SCRIPT, Cell, check_cell, train_all
 from jobs.compare import model_flags, words
 from jobs.final_scores import LabelRows, baseline_scores, read_truth
+from jobs.scored import has_split
 
 if TYPE_CHECKING:
     from jobs.pipeline import Pipeline
@@ -58,19 +63,52 @@ class Skip(Exception):
 
 
 def split_rows(pipe: "Pipeline") -> dict:
-    """Divide --data, or take the parts as they are given."""
-    args = pipe.args
+    """Divide --data, or check the parts as they are given."""
+    args, folder = pipe.args, pipe.folder / "split"
     if not args.data:
         pipe.labels()
+        check_parts(pipe)
         return {"what": "the parts as given", "details": {"parts": pipe.parts}}
-    flags = ["--input", args.data, "--output_dir", str(pipe.folder / "split"), "--seed", str(args.seed)]
-    for name in ("shares", "group_field", "text_field", "pair_field", "label_field"):
-        if getattr(args, name):
-            flags += [f"--{name}", getattr(args, name)]
-    if not (pipe.folder / "split" / "split.json").is_file():
-        data_split.main(flags)
+    names = ("shares", "group_field", "text_field", "pair_field", "label_field")
+    given = {name: getattr(args, name) for name in names if getattr(args, name)}
+    given |= {"input": args.data, "output_dir": folder, "seed": args.seed}
+    if not (folder / "split.json").is_file():
+        data_split.main([f"--{name}={value}" for name, value in given.items()])
+    missing = [part for part in ("validation", "test") if part not in pipe.parts]
+    if missing:
+        raise UserError(f"--shares {args.shares}: leaves no {missing[0]} rows; only calibration can be 0")
     pipe.labels()
     return {"what": "rows divided once, near-duplicates kept on one side", "details": {"parts": pipe.parts}}
+
+
+def check_parts(pipe: "Pipeline") -> None:
+    """Of parts as given: labels are those of train, no row that chooses is a test row; their hashes are kept."""
+    names, _, row_format = pipe.labels()
+    hashes = {}
+    for part, path in pipe.parts.items():
+        found, _ = label_names(path, row_format, f"--{PARTS[part]}")
+        unknown = sorted(set(found) - set(names))
+        if unknown:
+            raise UserError(
+                f"--{PARTS[part]} {path}: labels without a training row: {', '.join(unknown[:20])}"
+            )
+        hashes[part] = SimpleNamespace(hashes=read_hashes(path, row_format))
+    write_uses(pipe.folder / "split", hashes)
+    for part in ("validation", "calibration"):
+        if part in hashes:
+            refuse_test_rows(
+                hashes[part].hashes, f"--{PARTS[part]}", pipe.parts[part], [pipe.folder / "split"]
+            )
+    num_common = count_common(hashes["test"].hashes, hashes["train"].hashes)
+    if num_common:
+        print(f"note: {num_common} test rows are training rows too, by their text: their scores flatter; "
+              "python -m data.split --input TRAIN --test_data TEST leaves such rows out")  # fmt: skip
+
+
+def read_hashes(path: str, row_format: RowFormat) -> np.ndarray:
+    """(n,) uint64, a row_hash for each row of a file."""
+    rows = (row for _, row in read_rows(path, BadRows(path), path))
+    return np.array([row_hash(*row_format.text(row)) for row in rows], np.uint64)
 
 
 def baselines(pipe: "Pipeline") -> dict:
@@ -87,8 +125,10 @@ def baselines(pipe: "Pipeline") -> dict:
 
 def single(pipe: "Pipeline") -> dict:
     """One model with the flags as given."""
-    run = pipe.train({"single": pipe.flags()})[0]
-    return {"what": f"{pipe.model_of(run)}, flags as given", "run": run}
+    runs, failed = pipe.train({"single": pipe.flags()})
+    if failed:
+        raise UserError(f"the single model: {failed['single']}")
+    return {"what": f"{pipe.model_of(runs['single'])}, flags as given", "run": runs["single"]}
 
 
 def search(pipe: "Pipeline") -> dict:
@@ -107,17 +147,9 @@ def search(pipe: "Pipeline") -> dict:
     given |= {"gpus": args.gpus} if args.gpus else {}
     flags = [f"--{name}={value}" for name, value in given.items()]
     found = tune.main(flags)
-    details = {
-        "trials": found["cost"],
-        "preset": found["preset"],
-        "best": found["best"],
-        "default": found["default"],
-    }
-    return {
-        "what": "flags searched with Optuna; the best trial",
-        "run": Path(found["run"]),
-        "details": details,
-    }
+    details = {"trials": found["cost"]} | {name: found[name] for name in ("preset", "best", "default")}
+    what = "flags searched with Optuna; the best trial"
+    return {"what": what, "run": Path(found["run"]), "details": details}
 
 
 def architectures(pipe: "Pipeline") -> list[dict]:
@@ -125,31 +157,26 @@ def architectures(pipe: "Pipeline") -> list[dict]:
     if not pipe.args.models:
         raise Skip("no --models given")
     given = Namespace(epochs="auto", learning_rate="auto", flags="")
-    wanted = {}
-    for word in pipe.args.models:
-        name, flags = model_flags(word, given)
-        wanted[name] = [*flags, *pipe.row_flags(), *pipe.shared_flags()]
-    kept, lines = {}, []
-    left = (1 - SEARCH_SHARE) * pipe.minutes_left()
-    for name, flags in wanted.items():
-        cost = 0.0 if pipe.is_trained(name) else pipe.forecast_minutes(flags)
+    wanted, lines, left = {}, {}, (1 - SEARCH_SHARE) * pipe.minutes_left()
+    for name, own in (model_flags(word, given) for word in pipe.args.models):
+        flags = [*own, *pipe.row_flags(), *pipe.shared_flags()]
+        lines[name] = {"key": name, "name": name, "what": "another model", "run": None}
+        try:
+            cost = 0.0 if pipe.is_trained(name) else pipe.forecast_minutes(flags)
+        except UserError as error:
+            lines[name] |= {"status": "failed", "why": str(error)}
+            continue
         if cost > left:
             why = f"would take {cost:.1f} min, and {left:.1f} are left for it"
-            lines.append(
-                {
-                    "key": name,
-                    "name": name,
-                    "what": "not trained",
-                    "run": None,
-                    "status": "no time",
-                    "why": why,
-                }
-            )
+            lines[name] |= {"status": "no time", "why": why}
             continue
-        kept[name], left = flags, left - cost
-    for name, run in zip(kept, pipe.train(kept), strict=True):
-        lines.append({"key": name, "name": name, "what": f"another model: {pipe.model_of(run)}", "run": run})
-    return lines
+        wanted[name], left = flags, left - cost
+    runs, failed = pipe.train(wanted)
+    for name, run in runs.items():
+        lines[name] |= {"what": f"another model: {pipe.model_of(run)}", "run": run}
+    for name, why in failed.items():
+        lines[name] |= {"status": "failed", "why": why}
+    return list(lines.values())
 
 
 def feedback(pipe: "Pipeline") -> dict:
@@ -157,20 +184,16 @@ def feedback(pipe: "Pipeline") -> dict:
     if not pipe.args.feedback:
         raise Skip("no --feedback given")
     policy, folder = pipe.best_run(), pipe.folder / "runs" / "feedback"
+    row_format = RowFormat("text", "pair" if pipe.args.pair_field else "")
+    tested = [pipe.folder / "split"]
+    refuse_test_rows(read_hashes(pipe.args.feedback, row_format), "--feedback", pipe.args.feedback, tested)
     command = [sys.executable, str(SCRIPT.parent / "ppo.py")]
-    if (folder / "run.json").is_file():
-        if RunRecord.read(folder).record["status"] != "finished":
-            pipe.run([*command, "--resume", str(folder)], "feedback")
-    else:
-        command += [
-            "--feedback",
-            pipe.args.feedback,
-            "--policy",
-            str(policy),
-            "--val_data",
-            pipe.parts["validation"],
-        ]
-        pipe.run([*command, "--seed", str(pipe.args.seed), "--output_dir", str(folder)], "feedback")
+    if not (folder / "run.json").is_file():
+        command += ["--feedback", pipe.args.feedback, "--policy", str(policy)]
+        command += ["--val_data", pipe.parts["validation"], "--seed", str(pipe.args.seed)]
+        pipe.run([*command, "--output_dir", str(folder)], "feedback")
+    elif RunRecord.read(folder).record["status"] != "finished":
+        pipe.run([*command, "--resume", str(folder)], "feedback")
     return {"what": f"learnt from feedback, from {policy.name}", "run": folder}
 
 
@@ -185,36 +208,39 @@ def selftrain(pipe: "Pipeline") -> dict:
 
 def members(pipe: "Pipeline") -> dict:
     """More runs of the best flags, as many as there is time for, and all runs of the same labels as one."""
-    args, one = pipe.args, statistics.median(pipe.run_minutes())
-    room = pipe.minutes_left()
-    if args.members == "auto":
-        wanted = min(MOST_MEMBERS, math.floor(room / one)) if math.isfinite(room) else MEMBERS
-    else:
-        wanted = min(args.members, math.floor(room / one)) if math.isfinite(room) else args.members
-    best = pipe.best_flags()
+    args, room, best = pipe.args, pipe.minutes_left(), pipe.best_flags()
+    one = pipe.minutes_of(pipe.best_of(["single", "search"])["key"])
+    wanted = (MOST_MEMBERS if args.hours else MEMBERS) if args.members == "auto" else args.members
+    wanted = min(wanted, max(0, math.floor(room / one))) if math.isfinite(room) else wanted
     varied = train.parse_args([*best, "--output_dir", "x"]).architecture == "bert"
+    kind = sha256(json.dumps([best, pipe.preset_text()]).encode()).hexdigest()[
+        :6
+    ]  # other flags, other members
     flags = {}
     for k in range(1, wanted + 1):
         own = ["--head", "linear", "--pooling", POOLINGS[(k - 1) % len(POOLINGS)]] if varied else []
-        flags[f"member{k}"] = [*best, *own, "--seed", str(args.seed + k)]
+        flags[f"member{k}-{kind}"] = [*best, *own, "--seed", str(args.seed + k)]
     trained = [path for path in sorted(pipe.folder.glob("runs/member*")) if pipe.is_trained(path.name)]
-    others = [path for path in trained if path.name not in flags]  # of an earlier start, which had more time
-    runs = [*pipe.runs(), *others, *pipe.train(flags)]
+    others = [path for path in trained if path.name not in flags]  # of an earlier start
+    made, failed = pipe.train(flags)
+    runs = [*pipe.runs(), *others, *made.values()]
+    if "calibration" in pipe.parts:  # a run that learnt from feedback has no scores of them
+        runs = [run for run in runs if has_split(run, "calibration")]
     if len(runs) < 2:
-        raise Skip(f"one run alone; another would take {one:.1f} min", no_time=True)
+        why = "; ".join(f"{name}: {told}" for name, told in failed.items())
+        raise Skip(why or f"one run alone; another would take {one:.1f} min", no_time=not why)
     folder = pipe.folder / "runs" / "ensemble"
     if not is_of(folder, runs):
-        shutil.rmtree(folder, ignore_errors=True)
+        new = folder.with_name("ensemble.new")  # beside the old one, which is there until this is whole
+        shutil.rmtree(new, ignore_errors=True)
         metric = args.metric if args.metric in COMBINED_BY else "auto"
-        how = ["--output_dir", str(folder), "--metric", metric, "--seed", str(args.seed)]
+        how = ["--output_dir", str(new), "--metric", metric, "--seed", str(args.seed)]
         ensemble.main([*map(str, runs), *how])
+        shutil.rmtree(folder, ignore_errors=True)
+        new.rename(folder)
     about = RunRecord.read(folder).record["ensemble"]
-    return {
-        "what": f"{len(runs)} runs as one: {about['method']}",
-        "run": folder,
-        "details": about,
-        "is_cross_fitted": True,
-    }
+    what = f"{len(runs)} runs as one: {about['method']}" + "".join(f"; {name} failed" for name in failed)
+    return {"what": what, "run": folder, "details": about, "is_cross_fitted": True}
 
 
 def is_of(folder: Path, runs: list[Path]) -> bool:
@@ -231,12 +257,8 @@ def calibration(pipe: "Pipeline") -> dict:
     """jobs.calibrate on the best run."""
     best = pipe.best_run()
     found = calibrate.main([str(best), "--seed", str(pipe.args.seed)])
-    return {
-        "what": f"probabilities and thresholds of {best.name}",
-        "run": best,
-        "details": found,
-        "is_cross_fitted": True,
-    }
+    what = f"probabilities and thresholds of {best.name}"
+    return {"what": what, "run": best, "details": found, "is_cross_fitted": True}
 
 
 def run_command(command: list[str], log: Path, name: str) -> None:
@@ -249,12 +271,15 @@ def run_command(command: list[str], log: Path, name: str) -> None:
         raise UserError(f"{name}: {(last or ['it printed nothing'])[-1][:300]} ({log})")
 
 
-def train_cells(cells: list[Cell], gpus: list[str]) -> None:
-    """Train what is not trained yet. Raises UserError naming those that failed."""
-    todo = [cell for cell in cells if check_cell(cell) != "finished"]
-    failed = train_all(todo, gpus)
-    if failed:
-        raise UserError("; ".join(f"{folder.name}: {why}" for folder, why in failed.items()))
+def train_cells(cells: list[Cell], gpus: list[str]) -> dict[str, str]:
+    """Train what is not trained yet. Returns why, by folder name, for those that failed."""
+    failed, todo = {}, []
+    for cell in cells:
+        try:
+            todo += [cell] if check_cell(cell) != "finished" else []
+        except UserError as error:
+            failed[cell.folder.name] = str(error)
+    return failed | {folder.name: why for folder, why in train_all(todo, gpus).items()}
 
 
 def dry_run_minutes(flags: list[str]) -> float:
@@ -267,10 +292,10 @@ def dry_run_minutes(flags: list[str]) -> float:
     return json.loads(done.stdout.strip().splitlines()[-1])["dry_run"]["total_s"] / 60
 
 
-def label_names(path: str, row_format: RowFormat) -> tuple[list[str], bool]:
+def label_names(path: str, row_format: RowFormat, flag: str = "--train_data") -> tuple[list[str], bool]:
     """The label names of a file's rows, and whether a row has several. Raises UserError for bad rows."""
     bad, labels = BadRows(path), LabelColumn()
-    for line, row in read_rows(path, bad, "--train_data"):
+    for line, row in read_rows(path, bad, flag):
         try:
             labels.add(row_format.labels(row))
         except RowError as error:

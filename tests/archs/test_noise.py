@@ -176,3 +176,36 @@ def test_decoders_and_t5_take_them_too(family, toy_flags, tmp_path):
 def test_what_does_not_go_together_is_refused(flags, toy_flags):
     with pytest.raises(UserError, match=flags[0]):
         train.main([*toy_flags, *flags])
+
+
+def test_a_small_gradient_is_a_direction_and_none_is_none():
+    """Its squares would be 0 in float32."""
+    cut = cut_of_rows(True)
+    gradient = torch.zeros(1, 7, 2)
+    gradient[0, 1] = torch.tensor([3e-30, 4e-30])
+    step = fgm_step(gradient, cut, 0.5)
+    torch.testing.assert_close(step[0, 1], torch.tensor([0.3, 0.4]))
+    assert step[0, 4:].eq(0).all()
+
+
+def test_a_model_that_embeds_other_tokens_is_refused():
+    class Padding(Model):
+        def forward(self, cut):
+            return self.inner.table(torch.nn.functional.pad(cut.ids, (0, 3))).sum()
+
+    model = Padding().train()
+    EmbeddingNoise(model, 5.0, 0.0)
+    with pytest.raises(UserError, match="--neftune, --fgm: this model embeds other tokens"):
+        model(cut_of_rows(False))
+
+
+def test_with_two_passes_the_first_is_moved():
+    """R-Drop's second pass draws other masks than the adversarial one, which draws the first's."""
+    model, cut = Model().train(), cut_of_rows(False)
+    noise = EmbeddingNoise(model, 0.0, 0.1)
+    first, second = model(cut).sum(), model(cut).sum()
+    (first + 3 * second).backward()
+    gradient = noise.seen[1].grad
+    with noise.adversarial(cut):
+        model(cut)
+    assert torch.equal(gradient, torch.autograd.grad(model(cut).sum(), noise.seen[1])[0])

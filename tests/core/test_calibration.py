@@ -361,3 +361,14 @@ def test_the_two_files_belong_together(tmp_path):
     write_json(tmp_path / "calibration.json", calibration | {"parameters": {"temperature": 2.1}})
     with pytest.raises(UserError, match="are not of one fit"):
         read_fit(tmp_path, ["a"])
+
+
+def test_raw_thresholds_are_the_runs_own_even_when_nothing_was_fitted(tmp_path):
+    """jobs.calibrate may choose no map and still find other thresholds."""
+    own, found = (
+        {"thresholds": {"a": cut, "b": cut}, "tuned_on": "rows", "fit": "none"} for cut in (0.3, 0.6)
+    )
+    (tmp_path / "thresholds.uncalibrated.json").write_text(json.dumps(own))
+    (tmp_path / "thresholds.json").write_text(json.dumps(found))
+    assert read_fit(tmp_path, ["a", "b"], raw=True)[1] == own
+    assert read_fit(tmp_path, ["a", "b"])[1] == found

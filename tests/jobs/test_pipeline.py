@@ -34,7 +34,7 @@ def fake_run(pipe: Pipeline, name: str, score: float, minutes: float = 1.0) -> P
     folder = pipe.folder / "runs" / name
     folder.mkdir(parents=True)
     record = {"status": "finished", "metric": "macro_f1", "metrics": {"validation": {"macro_f1": score}}}
-    record |= {"timings": {"total_s": 60 * minutes}}
+    record |= {"timings": {"total_s": 60 * minutes, "train_s": 50 * minutes}}
     (folder / "run.json").write_text(json.dumps(record))
     return folder
 
@@ -42,6 +42,37 @@ def fake_run(pipe: Pipeline, name: str, score: float, minutes: float = 1.0) -> P
 @pytest.fixture
 def pipe(flags) -> Pipeline:
     return Pipeline(parse_args(flags), ["python"])
+
+
+def train_all_of(monkeypatch, asked: dict, fails: tuple[str, ...] = ()) -> None:
+    """Training that is over at once; asked takes the flags by name."""
+
+    def train(self, flags):
+        asked.update(flags)
+        made = [name for name in flags if name not in fails]
+        new = [name for name in made if not (self.folder / "runs" / name).exists()]
+        for name in new:
+            fake_run(self, name, 0.5)
+        return {name: self.folder / "runs" / name for name in made}, dict.fromkeys(fails, "it broke")
+
+    monkeypatch.setattr(Pipeline, "train", train)
+
+
+def combine_anything(monkeypatch) -> None:
+    """jobs.ensemble with a record and no more."""
+
+    def combine(argv):
+        runs, folder = argv[: argv.index("--output_dir")], Path(argv[argv.index("--output_dir") + 1])
+        folder.mkdir()
+        members = [{"run": f"../{Path(run).name}"} for run in runs]
+        made = {
+            "status": "finished",
+            "ensemble": {"method": "mean", "members": members},
+            "metric": "macro_f1",
+        }
+        (folder / "run.json").write_text(json.dumps(made | {"metrics": {"validation": {"macro_f1": 0.6}}}))
+
+    monkeypatch.setattr(stages.ensemble, "main", combine)
 
 
 # -- lines ------------------------------------------------------------------------------------------------------
@@ -54,7 +85,6 @@ def test_a_stage_that_is_done_is_not_done_again(pipe, flags):
         calls.append(1)
         return {"what": "a run", "run": fake_run(pipe, "single", 0.5)}
 
-    pipe.do("single", stage)
     pipe.do("single", stage)
     again = Pipeline(parse_args(flags), ["python"])
     again.do("single", stage)
@@ -89,17 +119,17 @@ def test_what_all_others_stand_on_must_not_fail(pipe):
         pipe.do("single", stage)
 
 
-def test_a_stage_of_several_lines_takes_their_place(pipe):
-    for _ in range(2):
+def test_a_stage_of_several_lines_is_tried_again_while_one_is_missing(flags):
+    for status in ("no time", "done", "done"):
         lines = [
-            {"key": name, "name": name, "what": "", "run": None, "status": "no time", "why": "w"}
+            {"key": name, "name": name, "what": "", "run": None, "status": status, "why": "w"}
             for name in "ab"
         ]
-        pipe.do("architectures", lambda pipe, lines=lines: lines)
-    assert [(line["key"], line["stage"]) for line in pipe.state["stages"]] == [
-        ("a", "architectures"),
-        ("b", "architectures"),
-    ]
+        pipe, calls = Pipeline(parse_args(flags), ["python"]), []
+        pipe.do("architectures", lambda pipe, lines=lines, calls=calls: calls.append(1) or lines)
+        found = [(line["key"], line["stage"]) for line in pipe.state["stages"]]
+        assert found == [("a", "architectures"), ("b", "architectures")]
+    assert calls == []
 
 
 def test_the_best_line_is_that_of_validation_rows_and_of_ties_the_first(pipe):
@@ -164,19 +194,8 @@ def test_as_many_members_as_there_is_time_for(left, members, wanted, flags, monk
     pipe.do("single", lambda pipe: {"what": "", "run": fake_run(pipe, "single", 0.5)})
     monkeypatch.setattr(Pipeline, "minutes_left", lambda self: left)
     asked = {}
-    monkeypatch.setattr(
-        Pipeline,
-        "train",
-        lambda self, flags: asked.update(flags) or [fake_run(self, name, 0.5) for name in flags],
-    )
-    folder = pipe.folder / "runs" / "ensemble"
-
-    def combine(argv):
-        made = {"ensemble": {"method": "mean", "members": []}, "metric": "macro_f1"}
-        folder.mkdir()
-        (folder / "run.json").write_text(json.dumps(made | {"metrics": {"validation": {"macro_f1": 0.6}}}))
-
-    monkeypatch.setattr(stages.ensemble, "main", combine)
+    train_all_of(monkeypatch, asked)
+    combine_anything(monkeypatch)
     pipe.do("ensemble", stages.members)
     assert len(asked) == wanted
     seeds = [own[len(own) - 1 - own[::-1].index("--seed") + 1] for own in asked.values()]
@@ -207,6 +226,96 @@ def test_new_runs_have_the_ensemble_and_the_calibration_done_again(pipe, flags):
     assert done == ["single", "ensemble", "calibration", "search", "ensemble", "calibration"]
 
 
+def test_a_later_start_with_a_search_combines_all_runs_and_keeps_the_old_ensemble_until_then(
+    pipe, flags, monkeypatch
+):
+    """Members of the flags before stay members; those of the search's flags have names of their own."""
+    asked = {}
+    train_all_of(monkeypatch, asked)
+    combine_anything(monkeypatch)
+    monkeypatch.setattr(stages.calibrate, "main", lambda argv: {})
+
+    def run_all(own, searched):
+        own.do("single", lambda pipe: {"what": "", "run": existing(pipe, "single", 0.5)})
+        if searched:
+            (own.folder / "search").mkdir()
+            (own.folder / "search" / "preset").write_text("--epochs 2\n")
+            own.do("search", lambda pipe: {"what": "", "run": existing(pipe, "best", 0.55)})
+        own.do("ensemble", stages.members)
+        own.do("calibration", stages.calibration)
+        return [line["status"] for line in own.state["stages"]]
+
+    assert run_all(pipe, False) == ["done"] * 3
+    before = set(asked)
+    again = Pipeline(parse_args(flags), ["python"])
+    assert run_all(again, True) == ["done"] * 4
+    members = json.loads((pipe.folder / "runs" / "ensemble" / "run.json").read_text())["ensemble"]["members"]
+    assert {Path(m["run"]).name for m in members} == {"single", "best"} | set(asked)
+    assert len(set(asked) - before) == len(before) == 3
+    assert again.best_run().name == "ensemble"
+
+
+def existing(pipe: Pipeline, name: str, score: float) -> Path:
+    folder = pipe.folder / "runs" / name
+    return folder if folder.exists() else fake_run(pipe, name, score)
+
+
+def test_killed_before_the_ensemble_was_made_again_it_is_made_at_the_next_start(pipe, flags):
+    done = []
+
+    def stage(key):
+        return lambda pipe: done.append(key) or {"what": "", "run": existing(pipe, key, 0.5)}
+
+    for key in ("single", "ensemble", "calibration"):
+        pipe.do(key, stage(key))
+    second = Pipeline(parse_args(flags), ["python"])
+    for key in ("single", "search"):  # and here it is killed
+        second.do(key, stage(key))
+    third = Pipeline(parse_args(flags), ["python"])
+    for key in ("single", "search", "ensemble", "calibration"):
+        third.do(key, stage(key))
+    assert done == ["single", "ensemble", "calibration", "search", "ensemble", "calibration"]
+
+
+def test_one_model_that_fails_leaves_the_others_their_lines(flags, monkeypatch):
+    models = ["good=bert:a", "bad=bert:b"]
+    pipe = Pipeline(parse_args([*flags, "--models", *models]), ["python"])
+    pipe.state["metric"] = "macro_f1"
+    train_all_of(monkeypatch, {}, fails=("bad",))
+    monkeypatch.setattr(Pipeline, "model_of", lambda self, run: "a model")
+    pipe.do("architectures", stages.architectures)
+    assert [(line["key"], line["status"]) for line in pipe.state["stages"]] == [
+        ("good", "done"),
+        ("bad", "failed"),
+    ]
+
+
+# -- rows -------------------------------------------------------------------------------------------------------
+
+
+def test_parts_whose_test_rows_choose_are_refused(pipe, files):
+    rows = [json.loads(line) for line in Path(files["test_data"]).read_text().splitlines()]
+    write_jsonl(Path(files["val_data"]), [*toy_rows(5, 7), rows[0]])
+    with pytest.raises(UserError, match=r"--val_data .*: 1 of its 6 rows are test rows of"):
+        stages.split_rows(pipe)
+
+
+def test_feedback_on_test_rows_is_refused(flags, files, tmp_path):
+    rows = [json.loads(line) for line in Path(files["test_data"]).read_text().splitlines()][:2]
+    given = write_jsonl(tmp_path / "said.jsonl", [{"text": row["text"], "feedback": 1} for row in rows])
+    pipe = Pipeline(parse_args([*flags, "--feedback", given]), ["python"])
+    pipe.do("split", stages.split_rows)
+    pipe.do("single", lambda pipe: {"what": "", "run": fake_run(pipe, "single", 0.5)})
+    with pytest.raises(UserError, match=r"--feedback .*: 2 of its 2 rows are test rows"):
+        stages.feedback(pipe)
+
+
+def test_a_label_of_the_test_rows_alone_is_refused_before_anything_is_trained(pipe, files):
+    write_jsonl(Path(files["test_data"]), [*toy_rows(5, 7), {"text": "x", "label": "purple"}])
+    with pytest.raises(UserError, match=r"--test_data .*: labels without a training row: purple"):
+        stages.split_rows(pipe)
+
+
 # -- bad flags --------------------------------------------------------------------------------------------------
 
 
@@ -231,6 +340,8 @@ def test_rows_that_have_changed_are_refused(flags, files):
         (["--skip", "single"], "invalid choice"),
         (["--flags", "--seed 3"], "--seed is given by the grid"),
         (["--flags", "--text_field title"], "--text_field is a flag of the pipeline itself"),
+        (["--flags", "--metric accuracy"], "--metric is a flag of the pipeline itself"),
+        (["--models", "single=bert:x"], "--models single: is the name of a stage"),
         (["--gpus", "0"], "no CUDA device"),
     ],
 )

@@ -126,7 +126,9 @@ def decisions(folder: Path, logits: np.ndarray, names: list[str], truth: np.ndar
     if stored.get("fit", "none") != "none":  # found on what jobs.calibrate made of the scores
         fit, _ = read_fit(folder.parent / "validation", names)
         if stored["fit"] != fit_name(**fit):
-            raise UserError(f"{folder}: its thresholds are of another calibration than the run's; score it again")
+            raise UserError(
+                f"{folder}: its thresholds are of another calibration than the run's; score it again"
+            )
         logits = apply_calibration(**fit, logits=logits, multi_label=True)
     return probabilities(logits, True) >= np.array([stored["thresholds"][name] for name in names])
 

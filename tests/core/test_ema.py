@@ -31,12 +31,12 @@ def test_the_block_has_the_averages_and_training_its_own_weights():
     with torch.no_grad():
         weights[1].fill_(8.0)
     with ema.applied():
-        assert float(weights[1]) == 4.0
-    assert float(weights[1]) == 8.0
+        assert weights[1].item() == 4.0
+    assert weights[1].item() == 8.0
     with pytest.raises(ZeroDivisionError), ema.applied():
         1 / 0  # noqa: B018
-    assert float(weights[1]) == 8.0
-    assert float(ema.averages[1]) == 4.0
+    assert weights[1].item() == 8.0
+    assert ema.averages[1].item() == 4.0
 
 
 def test_an_average_is_no_view_of_the_weights():

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from core.baselines import majority_scores, tfidf_scores
-from core.calibration import apply_calibration, read_fit
+from core.calibration import apply_calibration, compare_calibration, read_fit
 from core.evaluate import headline, measure, write_evaluation
 from core.files import save_array, write_json
 from core.metrics import probabilities
@@ -19,7 +19,8 @@ from core.runs import RunRecord
 from core.spent import write_uses
 from core.statistics import bootstrap_scores, percentile_interval, score_decisions
 from core.thresholds import best_thresholds
-from jobs.calibrate import score_file
+from jobs.calibrate import carried_over, score_file
+from jobs.calibration_files import first_thresholds
 from jobs.scored import columns, read_labels
 
 TOLD = ("thresholds", "tuned_on", "fit")  # of thresholds.json
@@ -80,10 +81,21 @@ class FinalRows:
         fit, tuned = read_fit(run / "validation", rows.label_names, raw)
         return apply_calibration(**fit, logits=logits, multi_label=rows.multi_label), rows, tuned
 
-    def of_run(self, run: Path, raw: bool) -> Scores:
-        """A run as predict.py shows it; raw: without what jobs.calibrate found."""
+    def of_run(self, run: Path, raw: bool, own_thresholds: bool = False) -> Scores:
+        """A run as predict.py shows it; raw: without what jobs.calibrate found; own_thresholds: without its thresholds,
+        so that calibrated probabilities decide as the raw ones did."""
         logits, rows, tuned = self.shown(run, raw)
-        return self.of_scores(logits, rows, cuts_of(tuned, rows), tuned["tuned_on"] if tuned else "")
+        cuts, tuned_on = cuts_of(tuned, rows), tuned["tuned_on"] if tuned else ""
+        if own_thresholds and rows.multi_label:
+            own, tuned_on = first_thresholds(run / "validation", rows.label_names)
+            cuts = carried_over(own, **read_fit(run / "validation", rows.label_names)[0])
+        return self.of_scores(logits, rows, cuts, tuned_on)
+
+    def calibration(self, run: Path) -> dict:
+        """ECE, Brier and NLL of the probabilities before and after jobs.calibrate, with 95 % intervals."""
+        logits, rows = self.logits(run)
+        after = self.shown(run, raw=False)[0]
+        return compare_calibration(logits, after, rows.truth, rows.multi_label, self.resamples, self.seed)
 
     def of_scores(
         self, logits: np.ndarray, rows: LabelRows, cuts: np.ndarray | None, tuned_on: str

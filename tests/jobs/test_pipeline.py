@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,71 +11,11 @@ import pytest
 
 from core.errors import UserError
 from core.spent import read_uses
-from jobs import pipeline, stages
-from jobs.pipeline import Pipeline, parse_args
+from jobs import pipeline, stage_rows, stages
+from jobs.pipeline import parse_args
+from jobs.pipeline_state import Pipeline, Skip
 from tests.conftest import toy_rows, write_jsonl
-
-
-@pytest.fixture
-def files(tmp_path) -> dict[str, str]:
-    sizes = {"train_data": 90, "val_data": 40, "test_data": 50}
-    return {
-        name: write_jsonl(tmp_path / f"{name}.jsonl", toy_rows(n, k))
-        for k, (name, n) in enumerate(sizes.items())
-    }
-
-
-@pytest.fixture
-def flags(files, tmp_path) -> list[str]:
-    given = [word for name, path in files.items() for word in (f"--{name}", path)]
-    return [*given, "--output_dir", str(tmp_path / "out")]
-
-
-def fake_run(pipe: Pipeline, name: str, score: float, minutes: float = 1.0) -> Path:
-    """A finished run's record alone."""
-    folder = pipe.folder / "runs" / name
-    folder.mkdir(parents=True)
-    record = {"status": "finished", "metric": "macro_f1", "metrics": {"validation": {"macro_f1": score}}}
-    record |= {"timings": {"total_s": 60 * minutes, "train_s": 50 * minutes}}
-    (folder / "run.json").write_text(json.dumps(record))
-    return folder
-
-
-@pytest.fixture
-def pipe(flags) -> Pipeline:
-    return Pipeline(parse_args(flags), ["python"])
-
-
-def train_all_of(monkeypatch, asked: dict, fails: tuple[str, ...] = ()) -> None:
-    """Training that is over at once; asked takes the flags by name."""
-
-    def train(self, flags):
-        asked.update(flags)
-        made = [name for name in flags if name not in fails]
-        new = [name for name in made if not (self.folder / "runs" / name).exists()]
-        for name in new:
-            fake_run(self, name, 0.5)
-        return {name: self.folder / "runs" / name for name in made}, dict.fromkeys(fails, "it broke")
-
-    monkeypatch.setattr(Pipeline, "train", train)
-
-
-def combine_anything(monkeypatch) -> None:
-    """jobs.ensemble with a record and no more."""
-
-    def combine(argv):
-        runs, folder = argv[: argv.index("--output_dir")], Path(argv[argv.index("--output_dir") + 1])
-        folder.mkdir()
-        members = [{"run": f"../{Path(run).name}"} for run in runs]
-        made = {
-            "status": "finished",
-            "ensemble": {"method": "mean", "members": members},
-            "metric": "macro_f1",
-        }
-        (folder / "run.json").write_text(json.dumps(made | {"metrics": {"validation": {"macro_f1": 0.6}}}))
-
-    monkeypatch.setattr(stages.ensemble, "main", combine)
-
+from tests.jobs.fake_pipeline import combine_anything, existing, fake_run, train_all_of
 
 # -- lines ------------------------------------------------------------------------------------------------------
 
@@ -95,8 +37,8 @@ def test_a_stage_that_is_done_is_not_done_again(pipe, flags):
 @pytest.mark.parametrize(
     "raised, status",
     [
-        (stages.Skip("no"), "skipped"),
-        (stages.Skip("no", no_time=True), "no time"),
+        (Skip("no"), "skipped"),
+        (Skip("no", no_time=True), "no time"),
         (UserError("no"), "failed"),
     ],
 )
@@ -233,7 +175,7 @@ def test_a_later_start_with_a_search_combines_all_runs_and_keeps_the_old_ensembl
     asked = {}
     train_all_of(monkeypatch, asked)
     combine_anything(monkeypatch)
-    monkeypatch.setattr(stages.calibrate, "main", lambda argv: {})
+    monkeypatch.setattr(stages.calibrate, "main", lambda argv: {"method": "temperature"})
 
     def run_all(own, searched):
         own.do("single", lambda pipe: {"what": "", "run": existing(pipe, "single", 0.5)})
@@ -253,11 +195,6 @@ def test_a_later_start_with_a_search_combines_all_runs_and_keeps_the_old_ensembl
     assert {Path(m["run"]).name for m in members} == {"single", "best"} | set(asked)
     assert len(set(asked) - before) == len(before) == 3
     assert again.best_run().name == "ensemble"
-
-
-def existing(pipe: Pipeline, name: str, score: float) -> Path:
-    folder = pipe.folder / "runs" / name
-    return folder if folder.exists() else fake_run(pipe, name, score)
 
 
 def test_killed_before_the_ensemble_was_made_again_it_is_made_at_the_next_start(pipe, flags):
@@ -290,6 +227,38 @@ def test_one_model_that_fails_leaves_the_others_their_lines(flags, monkeypatch):
     ]
 
 
+def test_the_minutes_of_a_killed_stage_count_up_to_its_last_file(flags):
+    pipe = Pipeline(parse_args([*flags, "--hours", "1"]), ["python"])
+
+    def killed(pipe):
+        path = pipe.folder / "log"
+        path.write_text("a step")
+        os.utime(path, (time.time() + 300, time.time() + 300))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe.do("single", killed)
+    again = Pipeline(parse_args([*flags, "--hours", "1"]), ["python"])
+    assert again.minutes() == pytest.approx(5, abs=0.1)
+    again.write()
+    assert Pipeline(parse_args([*flags, "--hours", "1"]), ["python"]).minutes() == pytest.approx(5, abs=0.2)
+
+
+def test_a_single_model_that_does_not_fit_the_hours_is_refused_before_it_is_trained(flags, monkeypatch):
+    pipe = Pipeline(parse_args([*flags, "--hours", "0.1"]), ["python"])
+    monkeypatch.setattr(Pipeline, "forecast_minutes", lambda self, flags: 6.0)
+    with pytest.raises(UserError, match=r"--hours 0.1: the single model alone .* 6.0 min, and 5.4 are left"):
+        stages.single(pipe)
+
+
+def test_feedback_wants_time_for_a_training(flags, files, monkeypatch):
+    pipe = Pipeline(parse_args([*flags, "--hours", "1", "--feedback", files["val_data"]]), ["python"])
+    pipe.do("single", lambda pipe: {"what": "", "run": fake_run(pipe, "single", 0.5, minutes=3)})
+    monkeypatch.setattr(Pipeline, "minutes_left", lambda self: 2.0)
+    pipe.do("feedback", stages.feedback)
+    assert [line["status"] for line in pipe.state["stages"]] == ["done", "no time"]
+
+
 # -- rows -------------------------------------------------------------------------------------------------------
 
 
@@ -297,14 +266,14 @@ def test_parts_whose_test_rows_choose_are_refused(pipe, files):
     rows = [json.loads(line) for line in Path(files["test_data"]).read_text().splitlines()]
     write_jsonl(Path(files["val_data"]), [*toy_rows(5, 7), rows[0]])
     with pytest.raises(UserError, match=r"--val_data .*: 1 of its 6 rows are test rows of"):
-        stages.split_rows(pipe)
+        stage_rows.split_rows(pipe)
 
 
 def test_feedback_on_test_rows_is_refused(flags, files, tmp_path):
     rows = [json.loads(line) for line in Path(files["test_data"]).read_text().splitlines()][:2]
     given = write_jsonl(tmp_path / "said.jsonl", [{"text": row["text"], "feedback": 1} for row in rows])
     pipe = Pipeline(parse_args([*flags, "--feedback", given]), ["python"])
-    pipe.do("split", stages.split_rows)
+    pipe.do("split", stage_rows.split_rows)
     pipe.do("single", lambda pipe: {"what": "", "run": fake_run(pipe, "single", 0.5)})
     with pytest.raises(UserError, match=r"--feedback .*: 2 of its 2 rows are test rows"):
         stages.feedback(pipe)
@@ -313,7 +282,7 @@ def test_feedback_on_test_rows_is_refused(flags, files, tmp_path):
 def test_a_label_of_the_test_rows_alone_is_refused_before_anything_is_trained(pipe, files):
     write_jsonl(Path(files["test_data"]), [*toy_rows(5, 7), {"text": "x", "label": "purple"}])
     with pytest.raises(UserError, match=r"--test_data .*: labels without a training row: purple"):
-        stages.split_rows(pipe)
+        stage_rows.split_rows(pipe)
 
 
 # -- bad flags --------------------------------------------------------------------------------------------------

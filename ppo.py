@@ -45,8 +45,10 @@ from core.dist import (
 from core.errors import UserError, run_main
 from core.evaluate import headline, score_rows
 from core.files import save_array
+from core.finite import check_streak
 from core.flags import Parser, add_shared_flags, number, parse
 from core.forecast import Forecast, in_words, report_dry_run, synchronize
+from core.interrupt import Stopped, end_of_loop, stopped_text
 from core.launch import launch, set_up_numbers
 from core.logs import Meter, RunLog
 from core.memory import peak_bytes, peak_memory, reset_peak
@@ -308,8 +310,8 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     record = RunRecord.open(folder, args, device, world, data=hashes)
     start, step, stop, trained_s, rollout_s = 0, 0, False, 0.0, 0.0
     best = {"value": None, "step": 0, "waited": 0}  # waited: evaluations since
-    skipped = torch.zeros((), device=device)
-    saved = last_checkpoint(folder / "checkpoint") if args.resume else None
+    skipped, streak = torch.zeros(2, device=device)  # steps without a finite gradient, and how many in a row
+    saved = on_main(last_checkpoint, folder / "checkpoint") if args.resume else None
     if saved:
         load_checkpoint(saved, model, optimizer)  # H2D
         state = read_state(saved)
@@ -317,6 +319,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
         trained_s, rollout_s, bandit.told = state["train_s"], state["rollout_s"], state["told"]
         kl_coef = state["kl_coef"]
         skipped.fill_(state["skipped"])
+        streak.fill_(state["streak"])
         scaler.load_state_dict(state["scaler"])
     facts = {"model": about, "num_steps": num_steps, "epochs": epochs, "num_parameters": num_params}
     facts |= {"max_tokens": {"train": budget.tokens, "eval": eval_budget.tokens}}
@@ -428,7 +431,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
                     scaler.unscale_(optimizer)
                     grad_norm = torch.nn.utils.clip_grad_norm_(params, args.max_grad_norm or math.inf)  # GPU
                     is_finite = grad_norm.isfinite()
-                    skipped += ~is_finite
+                    skipped, streak = skipped + ~is_finite, (streak + 1) * ~is_finite
                     if not scaler.is_enabled():  # an enabled one hands its own found_inf over
                         optimizer.found_inf = (~is_finite).float()  # the fused kernel skips the update
                     scaler.step(optimizer)  # GPU
@@ -464,6 +467,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
         if is_eval or step // args.log_steps > step_before // args.log_steps:
             now = {"train/loss": stats.pop("loss"), "train/grad_norm": float(grad_norm)}  # SYNC
             now |= {"train/skipped_steps": int(skipped), "train/lr": optimizer.param_groups[-1]["lr"]}  # SYNC
+            check_streak(int(streak), args.max_bad_steps, step - 1, rows, args.train_data)  # SYNC
             now |= {"train/epoch": (iteration + 1) / plan.steps_per_epoch, "ppo/rewards_told": bandit.told}
             if args.estimator != "supervised":
                 scored = bandit.score(questions, choices, weights)
@@ -496,14 +500,19 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
                 on_main(on_eval, step, metrics)
             stop = bool(args.patience and best["waited"] >= args.patience)
 
-        if is_last or stop or step // save_steps > step_before // save_steps:
+        if is_last or stop or in_cuts.asked or step // save_steps > step_before // save_steps:
             state = {"best": best, "stop": stop, "rollouts": iteration + 1, "told": bandit.told}
-            state |= {"skipped": int(skipped), "kl_coef": kl_coef, "rollout_s": rollout_s}  # SYNC
+            state |= {"skipped": int(skipped), "streak": int(streak)}  # SYNC
+            state |= {"kl_coef": kl_coef, "rollout_s": rollout_s}
             state |= {"train_s": meter.total_s, "scaler": scaler.state_dict()}
             on_main(save_checkpoint, folder / "checkpoint", step, model, optimizer, state)  # D2H
+        if in_cuts.asked:
+            say(stopped_text(in_cuts.asked, step, folder))
+            raise Stopped(in_cuts.asked)
         if stop:
             say(f"stopped: {args.patience} evaluations without a better {metric} than at step {best['step']}")
             break
+    end_of_loop()
     bar.close()
     table = profiler.finish()
     if table:

@@ -34,14 +34,16 @@ from core.batches import Cut, Feed
 from core.budget import Probe, settle_budgets, squares
 from core.cache import RowSource, rows_in_memory
 from core.change import change_text, measure_change
-from core.checkpoint import last_checkpoint, load_checkpoint, read_state, save_checkpoint
+from core.checkpoint import last_checkpoint, load_checkpoint, oldest_step, read_state, save_checkpoint
 from core.dist import broadcast_parameters, on_main, reduce_gradients, sum_over_ranks
 from core.errors import UserError
 from core.evaluate import headline, measure, score_rows
 from core.feedback import read_feedback, row_rewards
 from core.files import save_array
+from core.finite import check_streak
 from core.flags import Parser, add_shared_flags, number, parse
 from core.forecast import Forecast, in_words, report_dry_run, synchronize
+from core.interrupt import Stopped, end_of_loop, stopped_text
 from core.launch import launch, set_up_numbers
 from core.logs import Meter, RunLog
 from core.memory import peak_bytes, peak_memory, reset_peak
@@ -265,8 +267,9 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     record = RunRecord.open(folder, args, device, world, data=hashes)
     start, stop, trained_s = 0, False, 0.0
     best = {"value": None, "step": 0, "waited": 0}  # waited: evaluations since
-    skipped, sums, num_seen = torch.zeros((), device=device), torch.zeros(len(STATS), device=device), 0
-    saved = last_checkpoint(folder / "checkpoint") if args.resume else None
+    skipped, streak = torch.zeros(2, device=device)  # steps without a finite gradient, and how many in a row
+    sums, num_seen = torch.zeros(len(STATS), device=device), 0
+    saved = on_main(last_checkpoint, folder / "checkpoint") if args.resume else None
     if saved:
         load_checkpoint(saved, model, optimizer)  # H2D
         state = read_state(saved)
@@ -274,6 +277,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
         sums.copy_(torch.tensor(state["sums"]))
         num_seen = state["num_seen"]
         skipped.fill_(state["skipped"])
+        streak.fill_(state["streak"])
         scaler.load_state_dict(state["scaler"])
     facts = {"model": about, "num_steps": num_steps, "epochs": epochs, "num_parameters": num_params}
     facts |= {"max_tokens": {"train": budget.tokens, "eval": eval_budget.tokens}}
@@ -352,7 +356,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
             scaler.unscale_(optimizer)
             grad_norm = torch.nn.utils.clip_grad_norm_(params, args.max_grad_norm or math.inf)  # GPU
             is_finite = grad_norm.isfinite()
-            skipped += ~is_finite
+            skipped, streak = skipped + ~is_finite, (streak + 1) * ~is_finite
             if not scaler.is_enabled():  # an enabled one hands its own found_inf over
                 optimizer.found_inf = (~is_finite).float()  # the fused kernel skips the update; no host wait
             scaler.step(optimizer)  # GPU
@@ -379,6 +383,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
             stats = dict(zip(STATS, (sum_over_ranks(sums) / num_seen).tolist(), strict=True))  # COMM SYNC
             now = {"train/loss": stats.pop("loss"), "train/grad_norm": float(grad_norm)}  # SYNC
             now |= {"train/skipped_steps": int(skipped), "train/lr": optimizer.param_groups[-1]["lr"]}  # SYNC
+            check_streak(int(streak), args.max_bad_steps, step, rows, args.feedback)  # SYNC
             now |= {"train/epoch": done / plan.steps_per_epoch}
             now |= {f"ppo/{name}": value for name, value in stats.items()}
             now |= meter.fields() | peak_memory(device)  # COMM
@@ -404,18 +409,23 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
                 on_main(on_eval, done, metrics)
             stop = bool(args.patience and best["waited"] >= args.patience)
 
-        if done % save_steps == 0 or done == num_steps or stop:
+        if done % save_steps == 0 or done == num_steps or stop or in_cuts.asked:
             unlogged = sum_over_ranks(sums.clone()) / world  # COMM  an equal part for each rank
             state = {"best": best, "stop": stop, "sums": unlogged.tolist(), "num_seen": num_seen}  # SYNC
-            state |= {"skipped": int(skipped), "train_s": meter.total_s}  # SYNC
+            state |= {"skipped": int(skipped), "streak": int(streak), "train_s": meter.total_s}  # SYNC
             state |= {"scaler": scaler.state_dict()}  # SYNC
             on_main(save_checkpoint, folder / "checkpoint", done, model, optimizer, state)  # D2H
+            oldest = oldest_step(folder / "checkpoint") // plan.steps_per_epoch
             for path in folder.glob("scores_*.npy") if log else ():
-                if int(path.stem.removeprefix("scores_")) < step // plan.steps_per_epoch:
-                    path.unlink()  # no start from this checkpoint reads it
+                if int(path.stem.removeprefix("scores_")) < oldest:
+                    path.unlink()  # no start from a checkpoint that is kept reads it
+        if in_cuts.asked:
+            say(stopped_text(in_cuts.asked, done, folder))
+            raise Stopped(in_cuts.asked)
         if stop:
             say(f"stopped: {args.patience} evaluations without a better {metric} than at step {best['step']}")
             break
+    end_of_loop()
     bar.close()
     table = profiler.finish()
     if table:

@@ -34,7 +34,7 @@ from archs.saving import load_weights, save_model
 from core.batches import Cut, Feed
 from core.budget import Probe, overlap_error, settle_budgets, single_row_error, squares
 from core.cache import RowSource
-from core.checkpoint import last_checkpoint, load_checkpoint, read_state, save_checkpoint
+from core.checkpoint import last_checkpoint, load_checkpoint, own_part, read_state, save_checkpoint
 from core.dist import (
     OverlappedReduction, broadcast_parameters, close_dist, gather_to_main, on_main,
     reduce_gradients, step_seed, sum_over_ranks, worst_of_ranks,
@@ -42,8 +42,10 @@ from core.dist import (
 from core.ema import Ema
 from core.errors import UserError, run_main
 from core.evaluate import headline, measure, score_rows
+from core.finite import check_streak
 from core.flags import Parser, add_shared_flags, add_text_flags, number, parse
 from core.forecast import Forecast, in_words, report_dry_run, synchronize
+from core.interrupt import Stopped, agree, end_of_loop, stopped_text
 from core.launch import launch, set_up_numbers
 from core.logs import Meter, RunLog
 from core.memory import peak_bytes, peak_memory, release_cached, reset_peak
@@ -263,15 +265,16 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     record = RunRecord.open(folder, args, device, world, data=hashes)
     start, stop, log_start, trained_s = 0, False, 0, 0.0
     best = {"value": None, "step": 0, "waited": 0}  # waited: evaluations since
-    loss_sum, skipped = torch.zeros((), device=device), torch.zeros((), device=device)
-    saved = last_checkpoint(folder / "checkpoint") if args.resume else None
+    loss_sum, skipped, streak = torch.zeros(3, device=device)  # of this rank; steps, and how many in a row
+    saved = on_main(last_checkpoint, folder / "checkpoint") if args.resume else None
     if saved:
         load_checkpoint(saved, model, optimizer)  # H2D
         state = read_state(saved)
         start, stop, log_start, best = state["step"], state["stop"], state["log_start"], state["best"]
         trained_s = state["train_s"]
-        loss_sum.fill_(state["loss_sums"][rank])
+        loss_sum.fill_(own_part(state["loss_sums"], rank, world))
         skipped.fill_(state["skipped"])
+        streak.fill_(state["streak"])
         scaler.load_state_dict(state["scaler"])
         if ema:
             ema.load(saved)  # H2D
@@ -339,7 +342,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
                     raise overlap_error() from None
                 failed = cuts[num_done]
                 fault = 1 if len(failed) > 1 else 2 + int(failed[0])  # to be split; or the row that cannot be
-            fault = 0 if overlap else worst_of_ranks(fault)  # COMM  over gloo: no device waits
+            fault, asked = agree(fault)  # COMM  over gloo: no device waits; asked: to end, by a signal
             if not fault:
                 break
             if fault > 1:
@@ -352,7 +355,6 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
             if not args.dry_run:
                 on_main(lambda found=changes: record.write(**found))  # on disk before the update
             say(f"step {step}: out of memory, done again with cuts of at most {budget.at(step)} tokens")
-        loss_sum += step_loss
         with region("optim"):
             densify_gradients(params)
             if overlap:
@@ -361,8 +363,9 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
                 reduce_gradients(params)  # COMM  once a step: flat buckets, summed over ranks
             scaler.unscale_(optimizer)
             grad_norm = torch.nn.utils.clip_grad_norm_(params, args.max_grad_norm or math.inf)  # GPU
-            is_finite = grad_norm.isfinite()
-            skipped += ~is_finite
+            is_finite = grad_norm.isfinite()  # of all ranks' sum: the same everywhere
+            skipped, streak = skipped + ~is_finite, (streak + 1) * ~is_finite
+            loss_sum += step_loss.where(is_finite, 0)
             if not scaler.is_enabled():  # an enabled one hands its own found_inf over
                 optimizer.found_inf = (~is_finite).float()  # the fused kernel skips the update; no host wait
             scaler.step(optimizer)  # GPU
@@ -394,6 +397,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
             meter.stop()
             now = {"train/loss": loss, "train/grad_norm": float(grad_norm)}  # SYNC
             now["train/skipped_steps"] = int(skipped)  # SYNC
+            check_streak(int(streak), args.max_bad_steps, step, rows, args.train_data)  # SYNC
             now |= {"train/lr": optimizer.param_groups[-1]["lr"], "train/epoch": done / plan.steps_per_epoch}
             now |= meter.fields() | peak_memory(device)  # COMM
             if log:
@@ -419,15 +423,19 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
                 on_main(on_eval, done, metrics)
             stop = bool(args.patience and best["waited"] >= args.patience)
 
-        if done % save_steps == 0 or done == num_steps or stop:
+        if done % save_steps == 0 or done == num_steps or stop or asked:
             state = {"best": best, "stop": stop, "log_start": log_start, "skipped": int(skipped)}  # SYNC
-            state |= {"train_s": meter.total_s, "scaler": scaler.state_dict()}  # SYNC with float16 only
+            state |= {"streak": int(streak), "train_s": meter.total_s, "scaler": scaler.state_dict()}  # SYNC
             state["loss_sums"] = gather_to_main(float(loss_sum))  # COMM SYNC
             kept = done, model, optimizer, state, ema and ema.state()
             on_main(save_checkpoint, folder / "checkpoint", *kept)  # D2H
+        if asked:
+            say(stopped_text(asked, done, folder))
+            raise Stopped(asked)
         if stop:
             say(f"stopped: {args.patience} evaluations without a better {metric} than at step {best['step']}")
             break
+    end_of_loop()
     bar.close()
     table = profiler.finish()
     if table:

@@ -1,12 +1,15 @@
 """What an exact resume needs: weights, optimiser, scaler and the loop's own numbers, as safetensors and JSON.
 
-checkpoint/step_00000120/ is renamed into place when whole; only then do the older ones go. No generator state is
-in it: every step is seeded by (seed, step, rank). No data position either: the plan is a function of the step.
+checkpoint/step_00000120/ is renamed into place when whole; only then does the one before the last go. Each holds the
+sha256 of its files: a torn one is known, and the one before it is used. No generator state is in it: every step is
+seeded by (seed, step, rank). No data position either: the plan is a function of the step.
 """
 
 import json
+import math
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -15,7 +18,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from core.errors import UserError
-from core.files import as_os_error, save_tensors, sync_folder, write_json
+from core.files import as_os_error, save_tensors, sync_folder, sync_path, write_json
+from core.rows import file_sha256
+
+SUMS = "sha256.json"
+KEPT = 2  # checkpoints: the last one, and one in case it is damaged
 
 
 def save_checkpoint(
@@ -26,7 +33,7 @@ def save_checkpoint(
     state: dict,
     averages: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write the checkpoint of a finished step and drop the older ones.
+    """Write the checkpoint of a finished step and drop all but the one before it.
 
     Args:    step: optimiser steps done | state: JSON-safe numbers of the loop (best metric, patience, sums since
              the last log, the GradScaler's state) | averages: of the weights, where there are any (core/ema.py).
@@ -47,16 +54,26 @@ def save_checkpoint(
         if averages:
             save_tensors(averages, part / "averages.safetensors")
         write_json(part / "state.json", {"step": step, **state})
+        write_sums(part)
         sync_folder(part)
         shutil.rmtree(final, ignore_errors=True)  # the same step again, after a resume from before it
         os.rename(part, final)
+        sync_path(folder)
     except SafetensorError as error:
         raise as_os_error(error, part) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    for other in folder.glob("*step_*"):
-        if other.name != final.name:
+    for other in folder.glob("step_*"):
+        if other.name > final.name:  # of a later step, before a resume from an earlier checkpoint
             shutil.rmtree(other, ignore_errors=True)
+    for other in sorted(folder.glob("step_*"))[:-KEPT]:
+        shutil.rmtree(other, ignore_errors=True)
+
+
+def write_sums(path: Path) -> None:
+    """Write the sha256 of each file of a checkpoint beside them."""
+    sums = {file.name: file_sha256(file) for file in sorted(path.iterdir()) if file.name != SUMS}
+    write_json(path / SUMS, sums)
 
 
 def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -77,8 +94,49 @@ def unshared(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint in a run's checkpoint/ folder, None when there is none."""
-    return max(folder.glob("step_*"), default=None, key=lambda path: path.name)
+    """The newest whole checkpoint in a run's checkpoint/ folder, None when there is none; a damaged one is told.
+
+    Raises: UserError when there are some and none of them is whole.
+    Cost:   reads the checkpoint's files once, for their sha256.
+    """
+    found = sorted(folder.glob("step_*"), reverse=True)
+    for path in found:
+        fault = damage(path)
+        if not fault:
+            return path
+        print(
+            f"{path}: is damaged ({fault}); the checkpoint before it is used, if there is one",
+            file=sys.stderr,
+        )
+    if found:
+        raise UserError(
+            f"{folder}: none of its {len(found)} checkpoints is whole; remove the folder to begin the run anew"
+        )
+    return None
+
+
+def damage(path: Path) -> str:
+    """What is wrong with a checkpoint, "" for a whole one."""
+    try:
+        sums = json.loads((path / SUMS).read_text(encoding="utf-8"))
+        if "state.json" not in sums:
+            return f"{SUMS} does not name state.json"
+        for name, wanted in sums.items():
+            if file_sha256(path / name) != wanted:
+                return f"{name} is not what was written"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def oldest_step(folder: Path) -> int:
+    """The step of the oldest checkpoint that is kept: what a run may have to go on from. 0 without any."""
+    return min((int(path.name.removeprefix("step_")) for path in folder.glob("step_*")), default=0)
+
+
+def own_part(sums: list[float], rank: int, world: int) -> float:
+    """A rank's part of numbers summed on each rank: its own, or with another number of ranks all of it on rank 0."""
+    return sums[rank] if len(sums) == world else math.fsum(sums) * (rank == 0)
 
 
 def read_state(path: Path) -> dict:

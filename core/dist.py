@@ -41,8 +41,21 @@ def init_dist() -> tuple[int, int, torch.device]:
         device = torch.device("cpu")
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"  # host flags go over gloo: no device wait
-        dist.init_process_group(backend, timeout=timedelta(hours=2))
+        dist.init_process_group(backend, timeout=timedelta(hours=2), **fresh_store())
     return int(os.environ.get("RANK", 0)), world, device
+
+
+def fresh_store() -> dict:
+    """What init_process_group needs beside the backend, so that processes that torchrun starts again meet anew.
+
+    torchrun keeps one store for all its starts, and gloo would find the addresses of the dead ones in it. One agent
+    counts its starts; several do not count alike, so there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 must be set for them.
+    """
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        return {}
+    store, rank, world = next(dist.rendezvous("env://"))
+    count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return {"store": dist.PrefixStore(f"start_{count}", store), "rank": rank, "world_size": world}
 
 
 def close_dist() -> None:

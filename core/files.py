@@ -91,6 +91,15 @@ def found_folder(folder: Path) -> Path:
     return old if not folder.exists() and old.exists() else folder
 
 
+def sync_path(folder: Path) -> None:
+    """Force a folder's own list of names to disk, so that a rename in it outlives a loss of power."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
 def sync_folder(folder: Path) -> None:
     """Force a folder's files to disk, so that the rename after it never shows a hollow one."""
     for path in folder.rglob("*"):

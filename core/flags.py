@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from core.errors import UserError
-from core.runs import RunRecord
+from core.runs import RunRecord, begun_run
 from core.schedule import SCHEDULES
 
 # what a resumed run may be given anew: none of it touches the weights
@@ -18,6 +18,7 @@ FREE_ON_RESUME = {
     "cache_dir",
     "log_steps",
     "save_steps",
+    "max_bad_steps",
     "profile",
     "baselines",
 }
@@ -193,6 +194,10 @@ def add_optimisation_flags(parser: Parser) -> None:
         "--max_grad_norm", type=number(float, 0), default=1.0, help="clip the gradient's norm; 0: never"
     )
     group.add_argument(
+        "--max_bad_steps", type=number(int, 0), default=25,
+        help="end the run after so many steps in a row without a finite gradient (skipped, as each is); 0: never",
+    )  # fmt: skip
+    group.add_argument(
         "--amp",
         choices=("auto", "bf16", "fp16", "off"),
         default="auto",
@@ -288,10 +293,14 @@ def add_shared_flags(parser: Parser) -> None:
 def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
     """Parse; with --resume the run's own arguments take the place of the defaults.
 
+    Under torchrun --max_restarts a process that is started again resumes the run that it finds begun, by itself.
+
     Raises: UserError for a bad flag, a resume folder that is none, or a flag that differs from the run's.
     """
     argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
+    if args.resume is None:
+        args.resume = begun_run(args)
     if args.resume is None:
         return args
     folder = Path(args.resume or args.output_dir or ".")

@@ -9,6 +9,8 @@ import torch
 
 from core.dist import init_dist, on_main, seed_everything
 from core.errors import UserError, disk_errors
+from core.interrupt import stop_requests
+from core.lock import unlock_runs
 from core.memory import choose_amp, keep_freed_memory, peak_memory
 from core.runs import run_folder
 
@@ -21,7 +23,7 @@ def launch(fit: Callable, args: Namespace, on_eval: Callable | None) -> dict:
     rank, world, device = init_dist()
     folder = Path(on_main(run_folder, args))
     try:
-        with disk_errors(folder, "--output_dir"):
+        with disk_errors(folder, "--output_dir"), stop_requests():
             return fit(args, folder, rank, world, device, on_eval)
     except torch.OutOfMemoryError as error:  # of weights, gradients, optimiser state
         raise UserError(
@@ -29,6 +31,8 @@ def launch(fit: Callable, args: Namespace, on_eval: Callable | None) -> dict:
             f"not fit; take a smaller one, or a GPU to itself ({str(error)[:200]})",
             is_own=True,
         ) from None
+    finally:
+        unlock_runs()
 
 
 def set_up_numbers(args: Namespace, device: torch.device, architecture: str) -> torch.dtype | None:

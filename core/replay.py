@@ -9,6 +9,7 @@ import torch
 from core.batches import Feed
 from core.budget import Budget, single_row_error
 from core.dist import on_main, worst_of_ranks
+from core.interrupt import agree
 from core.logs import Meter
 from core.memory import peak_memory, release_cached
 from core.plan import Plan
@@ -35,6 +36,7 @@ class Replay:
         self.flag = flag
         self.plan, self.feed, self.budget, self.meter, self.ranks = plan, feed, budget, meter, ranks
         self.amp_dtype, self.record, self.say = amp_dtype, record, say
+        self.asked = 0  # the signal by which any rank was asked to end, as of the last batch
 
     def __call__(self, rows: np.ndarray, step: float, params: list, work: Callable, *more) -> list:
         """work(cut, its rows' numbers, *more) of each of this rank's cuts, in order.
@@ -55,7 +57,7 @@ class Replay:
             except torch.OutOfMemoryError:
                 failed = cuts[len(found)]
                 fault = 1 if len(failed) > 1 else 2 + int(failed[0])  # to be split; or the row that cannot be
-            fault = worst_of_ranks(fault)
+            fault, self.asked = agree(fault)
             if not fault:
                 break
             if fault > 1:

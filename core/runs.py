@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import torch
 
+from core.dist import on_main
 from core.errors import UserError
 from core.files import write_json
+from core.lock import lock_run
 
 TIME = "%Y-%m-%dT%H:%M:%S%z"
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scikit-learn", "tensorboard")
@@ -30,18 +33,42 @@ def run_folder(args: Namespace) -> str:
     if args.output_dir:
         folder = Path(args.output_dir)
     else:
-        path = Path(args.train_data).resolve()
-        source = path.parent.name if path.stem in ("train", "training") else path.stem
-        model = slug(Path(args.model_name.removeprefix("builtin:")).name)
         loop = f"-{args.estimator}" if hasattr(args, "estimator") else ""  # a policy's, told from its start
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-seed{args.seed}{loop}"
-        folder = Path("runs") / model / slug(source) / name
+        folder = runs_of(args) / f"{time.strftime('%Y%m%d-%H%M%S')}-seed{args.seed}{loop}"
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder}: is a file; expected a folder")
     if (folder / "run.json").exists():
         status = RunRecord.read(folder).record.get("status")
         raise UserError(f"--output_dir {folder}: holds a {status} run: give another, or --resume {folder}")
     return str(folder)
+
+
+def runs_of(args: Namespace) -> Path:
+    """runs/<model>/<source>, where a run without --output_dir goes."""
+    path = Path(args.train_data).resolve()
+    source = path.parent.name if path.stem in ("train", "training") else path.stem
+    model = slug(Path(args.model_name.removeprefix("builtin:")).name)
+    return Path("runs") / model / slug(source)
+
+
+def launcher() -> str | None:
+    """The torchrun that started this process, the same after a restart; None without one."""
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    return run_id and f"{run_id} of process {os.getppid()} on {socket.gethostname()}"
+
+
+def begun_run(args: Namespace) -> str | None:
+    """The folder of the unfinished run that this process is to go on with: torchrun started it again after a fault."""
+    if not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        return None
+    given = [Path(args.output_dir)] if args.output_dir else runs_of(args).glob("*")
+    for folder in given:
+        if (folder / "run.json").is_file():
+            record = RunRecord.read(folder).record
+            is_ours = bool(args.output_dir) or record.get("launcher") == launcher()
+            if is_ours and record.get("status") == "running":
+                return str(folder)
+    return None
 
 
 def slug(name: str) -> str:
@@ -108,21 +135,26 @@ class RunRecord:
 
     @classmethod
     def open(cls, folder: Path, args: Namespace, device: torch.device, world: int, **fixed) -> "RunRecord":
-        """The record of a new run, or with args.resume of the one to be continued; nothing is written yet.
+        """The record of a new run, or with args.resume of the one to be continued; nothing but the lock is written yet.
 
-        Args:   fixed: data hashes and budget: what a resumed run must have in common with its beginning.
-        Raises: UserError when a resumed run is finished, or its data, budget or world size are others.
+        Args:   fixed: data hashes: what a resumed run must have in common with its beginning.
+        Raises: UserError when a resumed run is finished or its data are others, or another process is training it.
         """
+        if not args.dry_run:
+            on_main(lock_run, folder)
         if args.resume:
             self = cls.read(folder)
             if self.record["status"] == "finished":
                 raise UserError(f"--resume {folder}: this run is finished")
-            for name, value in {**fixed, "world": world}.items():
-                old = self.record["hardware"]["world"] if name == "world" else self.record[name]
-                if old != value:
-                    raise UserError(f"--resume {folder}: is a run of another {name}: {old}, now {value}")
-            self.record["resumed"] = [*self.record.get("resumed", []), time.strftime(TIME)]
+            for name, value in fixed.items():
+                if self.record[name] != value:
+                    told = f"{self.record[name]}, now {value}"
+                    raise UserError(f"--resume {folder}: is a run of another {name}: {told}")
+            start = {"time": time.strftime(TIME), "world": world}
+            self.record["resumed"] = [*self.record.get("resumed", []), start]
             return self
+        if (folder / "run.json").exists():  # of a process that had the lock a moment ago
+            raise UserError(f"--output_dir {folder}: holds a run: give another, or --resume {folder}")
         arguments = {
             name: value for name, value in vars(args).items() if name not in ("resume", "output_dir")
         }
@@ -134,6 +166,7 @@ class RunRecord:
             "versions": versions(),
             "hardware": hardware(device, world),
             "started": time.strftime(TIME),
+            "launcher": launcher(),
         }
         return cls(folder, record | fixed)
 

@@ -12,6 +12,7 @@ import torch
 
 import ppo
 from archs.actor_critic import ActorCritic
+from core.checkpoint import write_sums
 from core.errors import UserError
 from core.plan import Plan
 from core.rank_batches import RankFeed
@@ -127,6 +128,7 @@ def test_what_a_checkpoint_holds_is_needed(flags_of, tmp_path):
         other = shutil.copytree(killed, tmp_path / name)
         path = other / "checkpoint" / "step_00000008" / "state.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+        write_sums(path.parent)
         with pytest.raises(AssertionError):
             check_ends_alike(other, tmp_path / "run")
 

@@ -15,6 +15,8 @@ from core import checkpoint
 from core.checkpoint import (
     last_checkpoint,
     load_checkpoint,
+    oldest_step,
+    own_part,
     read_state,
     save_checkpoint,
     trained_state,
@@ -118,7 +120,12 @@ def test_what_lies_in_it(tmp_path):
     save_checkpoint(tmp_path / "checkpoint", 2, *built, state)
     assert os.listdir(tmp_path / "checkpoint") == ["step_00000002"]
     found = tmp_path / "checkpoint" / "step_00000002"
-    assert sorted(os.listdir(found)) == ["model.safetensors", "optimizer.safetensors", "state.json"]
+    assert sorted(os.listdir(found)) == [
+        "model.safetensors",
+        "optimizer.safetensors",
+        "sha256.json",
+        "state.json",
+    ]
     assert last_checkpoint(tmp_path / "checkpoint") == found
     assert read_state(found) == {"step": 2, **state}
     assert json.loads((found / "state.json").read_text(encoding="utf-8"))["step"] == 2
@@ -152,19 +159,72 @@ def test_frozen_weights_are_not_written(tmp_path):
 
 def test_the_newest_is_found(tmp_path):
     assert last_checkpoint(tmp_path / "none") is None
-    for name in ("step_00000009", "step_00000100", ".part_00000200", "step_00000010"):
-        (tmp_path / name).mkdir()
+    for step in (9, 100):
+        save_checkpoint(tmp_path, step, *build(), {})
+    (tmp_path / ".part_00000200").mkdir()
     assert last_checkpoint(tmp_path).name == "step_00000100"
 
 
-def test_older_ones_go_when_the_new_one_is_whole(tmp_path):
-    built = build()
-    for step in (9, 10, 100):
+def test_the_last_two_are_kept(tmp_path):
+    built, steps = build(), (9, 10, 100)
+    for k, step in enumerate(steps):
         train(*built, step, step + 1)
         save_checkpoint(tmp_path, step, *built, {})
-        assert os.listdir(tmp_path) == [f"step_{step:08d}"]
+        assert sorted(os.listdir(tmp_path)) == [f"step_{kept:08d}" for kept in steps[max(0, k - 1) : k + 1]]
+        assert oldest_step(tmp_path) == steps[max(0, k - 1)]
     save_checkpoint(tmp_path, 100, *built, {"again": True})
     assert read_state(last_checkpoint(tmp_path)) == {"step": 100, "again": True}
+
+
+# -- a damaged one is known ----------------------------------------------------------------------------------
+
+
+def flip(path: Path) -> None:
+    """Turn one bit of a file, as a bad disk does."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+DAMAGE = {"flipped": flip, "cut": cut_short, "gone": Path.unlink, "empty": lambda path: path.write_bytes(b"")}
+FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "sha256.json")
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_one_is_told_and_the_one_before_is_used(file, how, tmp_path, capsys):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, *build(), {})
+    DAMAGE[how](tmp_path / "step_00000002" / file)
+    assert last_checkpoint(tmp_path) == tmp_path / "step_00000001"
+    assert f"{tmp_path}/step_00000002: is damaged" in capsys.readouterr().err
+
+
+def test_where_all_are_damaged_the_run_does_not_begin_anew_in_silence(tmp_path):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, *build(), {})
+        flip(tmp_path / f"step_{step:08d}" / "model.safetensors")
+    with pytest.raises(UserError, match="none of its 2 checkpoints is whole"):
+        last_checkpoint(tmp_path)
+
+
+def test_a_save_after_a_start_from_the_one_before_takes_the_damaged_one_away(tmp_path):
+    for step in (10, 20):
+        save_checkpoint(tmp_path, step, *build(), {})
+    flip(tmp_path / "step_00000020" / "model.safetensors")
+    save_checkpoint(tmp_path, 15, *build(), {})
+    assert sorted(os.listdir(tmp_path)) == ["step_00000010", "step_00000015"]
+
+
+@pytest.mark.parametrize(("sums", "rank", "world", "part"), [
+    ([1.0, 2.0], 1, 2, 2.0), ([1.0, 2.0], 0, 1, 3.0), ([1.0, 2.0], 0, 4, 3.0), ([1.0, 2.0], 3, 4, 0.0),
+])  # fmt: skip
+def test_sums_of_ranks_go_on_with_another_number_of_them(sums, rank, world, part):
+    assert own_part(sums, rank, world) == part
 
 
 # -- the previous one is whole -------------------------------------------------------------------------------
@@ -197,7 +257,7 @@ def check_killed_anywhere(save, tmp_path: Path) -> None:
         found.append(found_bits(folder))
         assert found[-1] in (old, new)
         save_checkpoint(folder, 2, *built, {})  # the next start finds nothing in its way
-        assert os.listdir(folder) == ["step_00000002"]
+        assert sorted(os.listdir(folder)) == ["step_00000001", "step_00000002"]
         call += 1
     assert (found[0], found[-1]) == (old, new)
     assert call > 4
@@ -212,7 +272,7 @@ def test_bite_a_save_in_place_is_caught(tmp_path):
         shutil.rmtree(folder / "step_00000001")
         save_checkpoint(folder, step, model, optimizer, state)
 
-    with pytest.raises((AssertionError, AttributeError, FileNotFoundError)):
+    with pytest.raises((AssertionError, AttributeError, FileNotFoundError, UserError)):
         check_killed_anywhere(save, tmp_path)
 
 

@@ -40,6 +40,7 @@ EXPECTED = {  # every numeric flag: what its message asks for
     "weight_decay": "a number at least 0",
     "layer_decay": "a number from 0.001 to 1",
     "max_grad_norm": "a number at least 0",
+    "max_bad_steps": "a whole number at least 0",
     "eval_steps": "a whole number at least 0",
     "patience": "a whole number at least 0",
     "seed": "a whole number at least 0",
@@ -187,7 +188,7 @@ def test_what_may_differ_on_resume(run):
     flags = {action.dest for action in make_parser()._actions}
     assert flags >= FREE_ON_RESUME  # a renamed flag would be refused in silence
     # what decides the weights is not among them
-    assert not FREE_ON_RESUME & set(EXPECTED) - {"log_steps", "save_steps"}
+    assert not FREE_ON_RESUME & set(EXPECTED) - {"log_steps", "save_steps", "max_bad_steps"}
 
 
 def test_resume_of_no_run(tmp_path, monkeypatch):

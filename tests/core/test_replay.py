@@ -241,7 +241,13 @@ def test_other_errors_are_raised_as_they_are():
 def other_rank(patch: pytest.MonkeyPatch, *answers: int) -> list[int]:
     """Another rank's numbers, one for each time that the worst is looked for; returns this rank's."""
     asked, left = [], list(answers)
-    patch.setattr(core.replay, "worst_of_ranks", lambda code: (asked.append(code), max(code, left.pop(0)))[1])
+
+    def worst(code: int) -> int:
+        asked.append(code)
+        return max(code, left.pop(0))
+
+    patch.setattr(core.replay, "worst_of_ranks", worst)
+    patch.setattr(core.replay, "agree", lambda fault: (worst(fault), 0))
     return asked
 
 

@@ -13,9 +13,11 @@ import torch
 
 from core import runs
 from core.errors import UserError
-from core.runs import RunRecord, git_commit, run_folder, slug, versions
+from core.lock import unlock_runs
+from core.runs import RunRecord, begun_run, git_commit, run_folder, slug, versions
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def arguments(**changes) -> Namespace:
@@ -25,7 +27,13 @@ def arguments(**changes) -> Namespace:
         "model_name": "builtin:minilm",
         "train_data": "rows/a/train.jsonl",
     }
-    return Namespace(**(plain | {"epochs": 2.0, "seed": 7} | changes))
+    return Namespace(**(plain | {"epochs": 2.0, "seed": 7, "dry_run": False} | changes))
+
+
+@pytest.fixture(autouse=True)
+def no_lock_is_left():
+    yield
+    unlock_runs()
 
 
 # -- names ---------------------------------------------------------------------------------------------------
@@ -78,13 +86,13 @@ def test_the_record_of_a_new_run(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/somewhere/train.py", "--epochs", "2"])
     folder = tmp_path / "deep" / "run"
     record = RunRecord.open(folder, arguments(text_field="gr\xf6\xdfe"), CPU, world=1, **FIXED)
-    assert not folder.exists()  # nothing is written yet
+    assert os.listdir(folder) == ["lock"]  # nothing else is written yet
     record.write(num_steps=7)
     found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     assert found["status"] == "running"
     assert found["arguments"] == {
         "model_name": "builtin:minilm", "train_data": "rows/a/train.jsonl", "epochs": 2.0, "seed": 7,
-        "text_field": "gr\xf6\xdfe",
+        "text_field": "gr\xf6\xdfe", "dry_run": False,
     }  # fmt: skip
     assert found["command"] == ["train.py", "--epochs", "2"]
     assert (found["data"], found["max_tokens"], found["num_steps"]) == (*FIXED.values(), 7)
@@ -108,12 +116,11 @@ def test_a_run_is_continued_with_what_it_began_with(tmp_path):
 
 
 def check_refused(opener, folder: Path) -> None:
-    """Other data, another budget or world size, and a finished run are refused, naming both values."""
+    """Other data, another budget, and a finished run are refused, naming both values."""
     RunRecord.open(folder, arguments(), CPU, world=1, **FIXED).write()
     again = arguments(resume=str(folder))
     data = {"train": "ab12", "validation": "ee"}
     for world, fixed, message in (
-        (2, FIXED, "is a run of another world: 1, now 2"),
         (1, FIXED | {"max_tokens": 1024}, "is a run of another max_tokens: 2048, now 1024"),
         (1, FIXED | {"data": data}, f"is a run of another data: {FIXED['data']}, now {data}"),
     ):
@@ -127,6 +134,72 @@ def check_refused(opener, folder: Path) -> None:
 
 def test_a_run_is_not_continued_with_anything_else(tmp_path):
     check_refused(RunRecord.open, tmp_path)
+
+
+def test_another_number_of_ranks_is_written_down(tmp_path):
+    RunRecord.open(tmp_path, arguments(), CPU, world=1, **FIXED).write()
+    record = RunRecord.open(tmp_path, arguments(resume=str(tmp_path)), CPU, world=4, **FIXED)
+    assert [start["world"] for start in record.record["resumed"]] == [4]
+
+
+# -- one process a folder ------------------------------------------------------------------------------------
+
+
+def holds(folder: Path) -> subprocess.Popen:
+    """Another process that has the lock of a folder."""
+    code = f"from core.lock import lock_run; lock_run({str(folder)!r}); print('held', flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **pipes)
+    assert process.stdout.readline() == b"held\n"
+    return process
+
+
+def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(tmp_path):
+    with holds(tmp_path) as process:
+        with pytest.raises(UserError, match=rf"{tmp_path}: process {process.pid} on .* is training this run"):
+            RunRecord.open(tmp_path, arguments(), CPU, world=1, **FIXED)
+        process.kill()
+    RunRecord.open(tmp_path, arguments(), CPU, world=1, **FIXED)
+
+
+def test_a_dry_run_takes_no_lock(tmp_path):
+    RunRecord.open(tmp_path / "new", arguments(dry_run=True), CPU, world=1, **FIXED)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_began_while_this_one_was_set_up_is_not_overwritten(tmp_path):
+    RunRecord.open(tmp_path, arguments(), CPU, world=1, **FIXED).write()
+    with pytest.raises(UserError, match="holds a run: give another, or --resume"):
+        RunRecord.open(tmp_path, arguments(), CPU, world=1, **FIXED)
+
+
+# -- started again by torchrun -------------------------------------------------------------------------------
+
+
+def started_again(monkeypatch, count: int = 1, run_id: str = "job7") -> None:
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(count))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", run_id)
+
+
+@pytest.mark.parametrize(
+    ("count", "status", "is_found"), [(1, "running", True), (0, "running", False), (1, "finished", False)]
+)
+def test_a_process_that_torchrun_starts_again_goes_on_with_its_run(
+    count, status, is_found, tmp_path, monkeypatch
+):
+    started_again(monkeypatch, count)
+    RunRecord.open(tmp_path, arguments(), CPU, world=1, **FIXED).write(status=status)
+    assert begun_run(arguments(output_dir=str(tmp_path))) == (str(tmp_path) if is_found else None)
+
+
+@pytest.mark.parametrize(("run_id", "is_found"), [("job7", True), ("job8", False)])
+def test_without_an_output_dir_it_is_the_run_of_the_same_torchrun(run_id, is_found, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    started_again(monkeypatch)
+    folder = Path(run_folder(arguments(train_data="a.jsonl")))
+    RunRecord.open(folder, arguments(), CPU, world=1, **FIXED).write()
+    started_again(monkeypatch, run_id=run_id)
+    assert begun_run(arguments(train_data="a.jsonl")) == (str(folder) if is_found else None)
 
 
 def test_bite_a_record_that_takes_anything_is_caught(tmp_path):

@@ -13,7 +13,7 @@ regularisers   the same with --ema, --neftune, --rdrop or --fgm, a run each; all
 search         those flags searched with Optuna (jobs.tune)
 architectures  --models, written as for jobs.compare
 feedback       what people said of predictions (ppo.py --feedback)
-selftrain      --unlabelled rows
+selftrain      pseudo-labels of --unlabelled rows, round by round (jobs.selftrain)
 ensemble       more runs of the best flags, other seeds and poolings, all runs as one (jobs.ensemble, --folds: stacked)
 calibration    probabilities of the best run that come true as often as they say (jobs.calibrate)
 thresholds     of each label, with several labels a row (jobs.calibrate)

@@ -14,6 +14,7 @@ from argparse import Namespace
 from hashlib import sha256
 from pathlib import Path
 
+import jobs.selftrain
 import train
 from core.errors import UserError
 from core.rows import RowFormat
@@ -31,6 +32,7 @@ FEWEST_TRIALS = (
 )
 SEARCH_SHARE = 0.4  # of the time that is left; the rest trains members of the ensemble
 REGULARISER_SHARE = 0.3  # the same; what is trained is a member too
+SELFTRAIN_SHARE, ROUNDS = 0.4, 3  # the same; rounds behind the first training, at the most
 MEMBERS, MOST_MEMBERS = 3, 8  # more runs of the best flags: without a budget of hours, and with one
 POOLINGS = ("mean_max", "mean", "attention", "cls")  # members that differ by more than their seed agree less
 
@@ -149,10 +151,32 @@ def feedback(pipe: Pipeline) -> dict:
 
 
 def selftrain(pipe: Pipeline) -> dict:
-    """jobs.selftrain on --unlabelled rows."""
+    """jobs.selftrain: pseudo-labels of --unlabelled rows."""
     if not pipe.args.unlabelled:
         raise Skip("no --unlabelled rows given")
-    raise Skip("jobs.selftrain is not called from here yet")
+    names, path = ("text_field", "pair_field"), pipe.args.unlabelled
+    row_format = RowFormat(*(getattr(pipe.row_format(), name) for name in names))
+    refuse_test_rows(read_hashes(path, row_format), "--unlabelled", path, [pipe.folder / "split"])
+    folder, one = pipe.folder / "selftrain", pipe.minutes_of("single")
+    room = SELFTRAIN_SHARE * pipe.minutes_left()
+    rounds = min(ROUNDS, math.floor(room / one) - 1) if math.isfinite(room) else ROUNDS
+    if rounds < 1 and not (folder / "summary.json").is_file():
+        why = f"{room:.1f} min are {room / one:.1f} trainings of {one:.1f} min; the first round is the second training"
+        raise Skip(why, no_time=True)
+    flags = [*words(pipe.args.flags, "--flags"), *pipe.columns(), "--metric", pipe.args.metric]
+    given = {"train_data": pipe.parts["train"], "val_data": pipe.parts["validation"], "unlabelled": path}
+    given |= {"calibration_data": pipe.parts["calibration"]} if "calibration" in pipe.parts else {}
+    given |= {
+        "flags": shlex.join(flags),
+        "rounds": max(1, rounds),
+        "seed": pipe.args.seed,
+        "output_dir": folder,
+    }
+    given |= {"gpus": pipe.args.gpus} if pipe.args.gpus else {}
+    found = jobs.selftrain.main([*(f"--{name}={value}" for name, value in given.items()), "--no_rival"])
+    what = f"pseudo-labels of unlabelled rows: round {found['best_round']} of {len(found['rounds']) - 1}"
+    details = {name: found[name] for name in ("best_round", "gain", "stopped")}
+    return {"what": what, "run": Path(found["run"]), "details": details}
 
 
 def members(pipe: Pipeline) -> dict:

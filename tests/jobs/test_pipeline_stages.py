@@ -1,10 +1,15 @@
-"""jobs/stages.py: regularisers, folds, calibration and thresholds as stages of jobs.pipeline."""
+"""jobs/stages.py: regularisers, folds, thresholds and self-training as stages of jobs.pipeline."""
+
+import json
+from pathlib import Path
 
 import pytest
 
-from jobs import stages
+from core.errors import UserError
+from jobs import stage_rows, stages
 from jobs.pipeline_state import Pipeline, Skip
-from tests.jobs.fake_pipeline import combine_anything, train_all_of, with_single
+from tests.conftest import toy_rows, write_jsonl
+from tests.jobs.fake_pipeline import combine_anything, fake_run, train_all_of, with_single
 
 # -- regularisers -----------------------------------------------------------------------------------------------
 
@@ -84,3 +89,49 @@ def test_thresholds_stand_on_the_probabilities_that_are_there(skipped, method, f
     assert given[-1][-2:] == ["--method", method]
     assert "--no_thresholds" not in given[-1]
     assert ["--no_thresholds" in argv for argv in given[:-1]] == [True] * (not skipped)
+
+
+# -- self-training ----------------------------------------------------------------------------------------------
+
+
+def unlabelled(tmp_path, rows: list[dict]) -> list[str]:
+    return ["--unlabelled", write_jsonl(tmp_path / "pool.jsonl", [{"text": row["text"]} for row in rows])]
+
+
+def fake_selftrain(monkeypatch, pipe: Pipeline, given: dict) -> None:
+    """Self-training that is over at once; given takes its flags."""
+
+    def main(argv):
+        given.update(word.removeprefix("--").split("=", 1) for word in argv if "=" in word)
+        run = fake_run(pipe, "student", 0.7)
+        return {"run": str(run), "best_round": 1, "gain": {}, "stopped": "", "rounds": [0, 1]}
+
+    monkeypatch.setattr(stages.jobs.selftrain, "main", main)
+
+
+def test_self_training_sees_no_test_row_and_its_run_is_a_line(flags, tmp_path, monkeypatch):
+    pipe, given = with_single([*flags, *unlabelled(tmp_path, toy_rows(9, 8))]), {}
+    fake_selftrain(monkeypatch, pipe, given)
+    pipe.do("selftrain", stages.selftrain)
+    assert [(line["status"], line["run"]) for line in pipe.state["stages"]][-1] == ("done", "runs/student")
+    assert pipe.parts["test"] not in " ".join(given.values())
+    assert given["rounds"] == "3"
+
+
+def test_unlabelled_rows_that_are_test_rows_are_refused(flags, files, tmp_path):
+    rows = [json.loads(line) for line in Path(files["test_data"]).read_text().splitlines()]
+    pipe = with_single([*flags, *unlabelled(tmp_path, rows[:3])])
+    pipe.do("split", stage_rows.split_rows)
+    with pytest.raises(UserError, match=r"--unlabelled .*: 3 of its 3 rows are test rows"):
+        stages.selftrain(pipe)
+
+
+@pytest.mark.parametrize(("left", "rounds"), [(4.9, None), (5.1, "1"), (8, "2"), (100, "3")])
+def test_rounds_of_self_training_are_those_there_is_time_for(left, rounds, flags, tmp_path, monkeypatch):
+    """0.4 of what is left, of trainings of a minute, the first of them without pseudo-labels."""
+    pipe, given = with_single([*flags, "--hours", "1", *unlabelled(tmp_path, toy_rows(9, 8))]), {}
+    fake_selftrain(monkeypatch, pipe, given)
+    monkeypatch.setattr(Pipeline, "minutes_left", lambda self: left)
+    pipe.do("selftrain", stages.selftrain)
+    assert given.get("rounds") == rounds
+    assert pipe.state["stages"][-1]["status"] == ("done" if rounds else "no time")

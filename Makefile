@@ -72,7 +72,20 @@ TUNE_ROWS = --train_data $(or $(DATA),$(BUILTIN_ROWS)/train.jsonl) --val_data $(
 TUNE = $(PY) -m jobs.tune $(TUNE_ROWS) --model_name $(MODEL) --flags="$(PRESET) $(if $(EPOCHS),--epochs $(EPOCHS))" --trials $(TRIALS) \
   $(if $(filter undefined file,$(origin HOURS)),,--hours $(HOURS)) $(if $(GPUS),--gpus $(GPUS)) $(if $(NAME),--output_dir runs/tune/$(NAME)) $(ARGS)
 
-.PHONY: help setup bert t5 smells rank ppo master tune pipeline profile tensorboard test test-slow test-gpu lint format clean
+# audit, active, selftrain, augment, generate: the built-in rows, or DATA= and VAL= (TEST=); generate asks LOCAL=, a
+# decoder's folder, or LLM=, a server's model, at URL= (OpenAI's without it) with OPENAI_API_KEY
+RUN ?=
+POOL ?=
+URL ?=
+LOCAL ?=
+ROUNDS ?= 3
+JOB_TRAIN = $(or $(DATA),$(BUILTIN_ROWS)/train.jsonl)
+JOB_VAL = $(if $(DATA),$(VAL),$(BUILTIN_ROWS)/validation.jsonl)
+JOB_TEST = $(if $(DATA),$(TEST),$(BUILTIN_ROWS)/test.jsonl)
+JOB_FLAGS = --flags="$(PRESET) $(if $(EPOCHS),--epochs $(EPOCHS))"
+NEEDS_VAL = @$(if $(DATA),$(if $(VAL),,echo "error: DATA=$(DATA) needs VAL=, the rows that choose the best step"; exit 1),:)
+
+.PHONY: help setup bert t5 smells rank ppo master tune pipeline audit active selftrain augment generate profile tensorboard test test-slow test-gpu lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -131,6 +144,27 @@ pipeline: setup $(if $(DATA),,$(BUILTIN_ROWS)/train.jsonl) ## rows to a calibrat
 tune: setup $(if $(DATA),,$(BUILTIN_ROWS)/train.jsonl) ## search train.py's flags on the validation rows: TRIALS=30 HOURS=1.5 GPUS=0,1 NAME=, or DATA= and VAL=
 	@$(if $(DATA),$(if $(VAL),,echo "error: DATA=$(DATA) needs VAL=, the rows that choose the best flags"; exit 1),:)
 	$(TUNE)
+
+audit: setup $(if $(RUN)$(DATA),,$(BUILTIN_ROWS)/train.jsonl) ## wrong labels, copies with other labels, leaks: of RUN='s rows, or of DATA= and VAL=
+	$(if $(RUN),@:,$(NEEDS_VAL))
+	$(PY) -m jobs.audit $(if $(RUN),$(RUN),--train_data $(JOB_TRAIN) --val_data $(JOB_VAL) $(if $(JOB_TEST),--test_data $(JOB_TEST)) --flags="$(PRESET) --model_name $(MODEL) --epochs $(or $(EPOCHS),2)" --folds 3) $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
+
+active: setup $(if $(DATA),,$(BUILTIN_ROWS)/train.jsonl) ## active learning, simulated: score against labels bought, ROUNDS=, SEEDS=
+	$(NEEDS_VAL)
+	$(PY) -m jobs.active simulate --train_data $(JOB_TRAIN) --val_data $(JOB_VAL) $(if $(JOB_TEST),--test_data $(JOB_TEST)) --model_name $(MODEL) $(JOB_FLAGS) --rounds $(ROUNDS) --acquisition margin random --seeds $(SEEDS) --output_dir runs/active/$(or $(NAME),$(if $(DATA),$(basename $(notdir $(DATA))),docstrings)) $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
+
+selftrain: setup $(if $(DATA),,$(BUILTIN_ROWS)/train.jsonl) ## pseudo-labels round by round: DATA=, POOL= and VAL=, or a trial on built-in rows
+	$(NEEDS_VAL)
+	@$(if $(DATA),$(if $(POOL),,echo "error: DATA=$(DATA) needs POOL=, the rows without labels"; exit 1),:)
+	$(PY) -m jobs.selftrain --train_data $(JOB_TRAIN) --val_data $(JOB_VAL) $(if $(JOB_TEST),--test_data $(JOB_TEST)) $(if $(DATA),--unlabelled $(POOL),--labelled_share 0.2 --rounds 2) --model_name $(MODEL) $(JOB_FLAGS) $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
+
+augment: setup $(if $(DATA),,$(BUILTIN_ROWS)/train.jsonl) ## more training rows beside DATA=: words dropped, swapped, replaced
+	$(PY) -m data.augment --input $(JOB_TRAIN) --output $(basename $(JOB_TRAIN))_augmented.jsonl --methods drop,swap,nearest --model_name $(MODEL) $(if $(JOB_VAL)$(JOB_TEST),--exclude $(JOB_VAL) $(JOB_TEST)) $(ARGS)
+
+generate: setup $(if $(DATA),,$(BUILTIN_ROWS)/train.jsonl) ## new rows by a language model: LOCAL=folder, or LLM=name URL=http://host/v1
+	@$(if $(LOCAL)$(LLM),:,echo "error: give LOCAL=, a decoder's folder, or LLM=, a server's model"; exit 1)
+	$(NEEDS_VAL)
+	$(PY) -m data.generate --train_data $(JOB_TRAIN) --exclude $(JOB_VAL) $(JOB_TEST) --output rows/generated/$(or $(NAME),rows).jsonl $(if $(LOCAL),--local $(LOCAL),--model $(LLM) $(if $(URL),--base_url $(URL))) $(ARGS)
 
 profile: setup $(if $(DATA),,$(BUILTIN_ROWS)/train.jsonl) ## record the bert job's steps STEPS=10:15: Chrome trace, operators, CUDA memory
 	$(BERT) --profile $(STEPS) --max_steps $(lastword $(subst :, ,$(STEPS)))

@@ -6,7 +6,7 @@ import numpy as np
 
 from core.errors import UserError
 from core.evaluate import headline, measure
-from core.rows import BadRows, RowFormat, read_rows
+from core.rows import BadRows, RowError, RowFormat, read_rows
 from core.spent import count_common, refuse_test_rows, row_hash, write_uses
 from data import split as data_split
 from jobs.final_scores import LabelRows, baseline_scores, read_truth
@@ -58,8 +58,14 @@ def check_parts(pipe: Pipeline) -> None:
 
 def read_hashes(path: str, row_format: RowFormat) -> np.ndarray:
     """(n,) uint64, a row_hash for each row of a file."""
-    rows = (row for _, row in read_rows(path, BadRows(path), path))
-    return np.array([row_hash(*row_format.text(row)) for row in rows], np.uint64)
+    bad, hashes = BadRows(path), []
+    for line, row in read_rows(path, bad, path):
+        try:
+            hashes.append(row_hash(*row_format.text(row)))
+        except RowError as error:
+            bad.add(line, str(error))
+    bad.raise_if_any()
+    return np.array(hashes, np.uint64)
 
 
 def baselines(pipe: Pipeline) -> dict:

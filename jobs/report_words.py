@@ -167,10 +167,11 @@ def how_sure(facts: dict) -> dict:
     if interval(pair):
         card["value"] = f"{score(pair[0])} to {score(pair[1])}"
         card["below"].append("95 % interval: what other rows of the same kind and number would give.")
-    mark = verdict(result["stage"]["gain"], pipeline["metric"])
+    whole = pipeline.get("whole") or result["stage"]["gain"]  # over the single model, all stages together
+    mark = verdict(whole, pipeline["metric"])
     if mark:
         words = {"gain": "more than chance", "worse": "a loss, and more than chance"}.get(mark[1], mark[1])
-        card["below"].append(f"The whole brought {gain_words(pipeline, result['stage'])}: {words}.")
+        card["below"].append(f"The whole brought {gain_words(pipeline, {'gain': whole})}: {words}.")
     after, before = (result["reliability"].get(name) for name in ("after", "before"))
     if after:
         was = f", {score(before['ece'])} before calibration" if before else ""

@@ -350,6 +350,7 @@ def test_from_one_file_to_a_report(kind, tiny_bert, tmp_path):
         "1",
         "--skip",
         "search",
+        "regularisers",
         "--output_dir",
         str(tmp_path / "out"),
     ]
@@ -358,7 +359,8 @@ def test_from_one_file_to_a_report(kind, tiny_bert, tmp_path):
     state = json.loads((out / "pipeline.json").read_text())
     assert state["status"] == "finished"
     done = {line["key"]: line for line in state["stages"] if line["status"] == "done"}
-    assert set(done) == {"split", "baselines", "single", "ensemble", "calibration"}
+    last = "calibration" if kind == "one" else "thresholds"
+    assert set(done) == {"split", "baselines", "single", "ensemble", "calibration", last}
     assert (done["ensemble"]["gain"]["over"], done["single"]["gain"]) == ("single", None)
     final = out / done["calibration"]["run"]
     others = [run for run in (out / "runs").iterdir() if run != final]
@@ -366,6 +368,10 @@ def test_from_one_file_to_a_report(kind, tiny_bert, tmp_path):
     for run in others:
         assert "test" not in json.loads((run / "run.json").read_text())["data"]
     assert found["run"] == str(final)
+    assert found["gain"]["over"] == "single"
+    assert state["final"] == last
+    if kind == "list":  # calibrated probabilities decide as the raw ones did; the thresholds do not
+        assert done["calibration"]["gain"]["macro_f1"] == 0
     num_rows = len((out / "split" / "test.jsonl").read_text().splitlines())
     assert done["calibration"]["test"]["n"] == len(np.load(final / "test" / "logits.npy")) == num_rows
     assert np.array_equal(np.sort(read_uses(final)["test"]), np.sort(read_uses(out / "split")["test"]))

@@ -85,7 +85,7 @@ JOB_TEST = $(if $(DATA),$(TEST),$(BUILTIN_ROWS)/test.jsonl)
 JOB_FLAGS = --flags="$(PRESET) $(if $(EPOCHS),--epochs $(EPOCHS))"
 NEEDS_VAL = @$(if $(DATA),$(if $(VAL),,echo "error: DATA=$(DATA) needs VAL=, the rows that choose the best step"; exit 1),:)
 
-.PHONY: help setup bert t5 smells rank ppo master tune pipeline audit active selftrain augment generate profile tensorboard test test-slow test-gpu lint format clean
+.PHONY: help setup bert t5 smells rank ppo master tune pipeline audit active selftrain augment generate chaos soak profile tensorboard test test-slow test-gpu lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -165,6 +165,12 @@ generate: setup $(if $(DATA),,$(BUILTIN_ROWS)/train.jsonl) ## new rows by a lang
 	@$(if $(LOCAL)$(LLM),:,echo "error: give LOCAL=, a decoder's folder, or LLM=, a server's model"; exit 1)
 	$(NEEDS_VAL)
 	$(PY) -m data.generate --train_data $(JOB_TRAIN) --exclude $(JOB_VAL) $(JOB_TEST) --output rows/generated/$(or $(NAME),rows).jsonl $(if $(LOCAL),--local $(LOCAL),--model $(LLM) $(if $(URL),--base_url $(URL))) $(ARGS)
+
+chaos: setup ## what a run survives: kills, full disk, damaged checkpoints, dead ranks (under ten minutes); ARGS="--only kill,soak"
+	OMP_NUM_THREADS=1 $(PY) -m bench.chaos --output_dir runs/bench-chaos $(ARGS)
+
+soak: setup ## 10,000 steps of a tiny model: are memory, open files and step time flat?
+	OMP_NUM_THREADS=1 $(PY) -m bench.soak --output_dir runs/bench-soak $(ARGS)
 
 profile: setup $(if $(DATA),,$(BUILTIN_ROWS)/train.jsonl) ## record the bert job's steps STEPS=10:15: Chrome trace, operators, CUDA memory
 	$(BERT) --profile $(STEPS) --max_steps $(lastword $(subst :, ,$(STEPS)))

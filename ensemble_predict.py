@@ -17,6 +17,7 @@ from core.errors import UserError
 from core.predictions import RowPredictor
 from core.rows import RowFormat, file_sha256
 from core.runs import RunRecord
+from core.stored import read_array
 
 
 class Member(Protocol):
@@ -76,6 +77,22 @@ class EnsemblePredictor(RowPredictor):
         raise UserError("this run is an ensemble, which has no tokenizer of its own: give one of its members")
 
 
+def check_combination(
+    run: Path, combination: np.ndarray, num_members: int, num_classes: int, several: bool
+) -> None:
+    """Raise UserError for a stored combination that is of other members or classes than the ensemble has."""
+    try:
+        weights = combination if combination.ndim == 1 else np.ones(1)
+        is_good = (weights >= 0).all() and 0 < weights.sum() < np.inf and np.isfinite(combination).all()
+        made = combine(np.zeros((num_members, 1, num_classes)), combination, several)
+        is_good = is_good and made.shape == (1, num_classes)
+    except (TypeError, ValueError, IndexError):
+        is_good = False
+    if not is_good:
+        raise UserError(f"{run}: its weights do not fit {num_members} members and {num_classes} classes; make the "
+                        "ensemble again with jobs.ensemble")  # fmt: skip
+
+
 def load_ensemble(run: Path, load_member: Callable[[Path], Member], raw: bool = False) -> EnsemblePredictor:
     """The ensemble of a run folder, its members loaded by load_member(folder); raw: see predict.load.
 
@@ -83,14 +100,22 @@ def load_ensemble(run: Path, load_member: Callable[[Path], Member], raw: bool = 
     """
     record = RunRecord.read(run).record
     members, names = record["ensemble"]["members"], record["model"]["label_names"]
+    several = record["model"]["multi_label"]
     again = "or make the ensemble again with jobs.ensemble"
     is_stacked = record["ensemble"]["method"] == "stacking"
-    combination = np.load(run / "stacking.npy") if is_stacked else np.array([m["weight"] for m in members])
+    combination = (
+        read_array(run / "stacking.npy", "f", 2) if is_stacked else np.array([m["weight"] for m in members])
+    )
+    check_combination(run, combination, len(members), len(names), several)
     loaded, kept = [], np.ones(len(members), bool) if is_stacked else combination > 0
     for member in compress(members, kept):
         folder = (run / member["run"]).resolve()
         if not (folder / "run.json").is_file():
             raise UserError(f"{run}: its member {folder} is gone; put it back there, {again}")
+        if is_ensemble(folder):
+            raise UserError(
+                f"{run}: its member {folder} is an ensemble itself, where a single run was; {again[3:]}"
+            )
         scores = folder / "validation" / "logits.npy"
         if not scores.is_file() or file_sha256(scores) != member["scores_sha256"]:
             raise UserError(

@@ -34,8 +34,10 @@ from core.batches import Cut, Feed
 from core.budget import Probe, settle_budgets, squares
 from core.cache import RowSource, rows_in_memory
 from core.change import change_text, measure_change
-from core.checkpoint import last_checkpoint, load_checkpoint, oldest_step, read_state, save_checkpoint
-from core.dist import broadcast_parameters, on_main, reduce_gradients, sum_over_ranks
+from core.checkpoint import (
+    last_checkpoint, load_checkpoint, oldest_step, own_part, read_state, save_checkpoint,
+)
+from core.dist import broadcast_parameters, gather_to_main, on_main, reduce_gradients, sum_over_ranks
 from core.errors import UserError
 from core.evaluate import headline, measure, score_rows
 from core.feedback import read_feedback, row_rewards
@@ -274,7 +276,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
         load_checkpoint(saved, model, optimizer)  # H2D
         state = read_state(saved)
         start, stop, best, trained_s = (state[key] for key in ("step", "stop", "best", "train_s"))
-        sums.copy_(torch.tensor(state["sums"]))
+        sums.copy_(torch.tensor([own_part(parts, rank, world) for parts in zip(*state["sums"], strict=True)]))
         num_seen = state["num_seen"]
         skipped.fill_(state["skipped"])
         streak.fill_(state["streak"])
@@ -410,8 +412,8 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
             stop = bool(args.patience and best["waited"] >= args.patience)
 
         if done % save_steps == 0 or done == num_steps or stop or in_cuts.asked:
-            unlogged = sum_over_ranks(sums.clone()) / world  # COMM  an equal part for each rank
-            state = {"best": best, "stop": stop, "sums": unlogged.tolist(), "num_seen": num_seen}  # SYNC
+            state = {"best": best, "stop": stop, "num_seen": num_seen}
+            state["sums"] = gather_to_main(sums.tolist())  # COMM SYNC
             state |= {"skipped": int(skipped), "streak": int(streak), "train_s": meter.total_s}  # SYNC
             state |= {"scaler": scaler.state_dict()}  # SYNC
             on_main(save_checkpoint, folder / "checkpoint", done, model, optimizer, state)  # D2H

@@ -34,7 +34,7 @@ from core.calibration import read_fit
 from core.errors import UserError, disk_errors, run_main
 from core.evaluate import headline, score_cuts
 from core.flags import Parser, number
-from core.memory import auto_max_tokens, choose_amp, keep_freed_memory, release_cached
+from core.memory import auto_max_tokens, choose_amp, choose_device, keep_freed_memory, release_cached
 from core.metrics import classification_metrics, probabilities
 from core.plan import eval_cuts
 from core.predictions import WINDOW, RowPredictor, append_rows
@@ -161,9 +161,7 @@ def load(
             raise UserError(
                 f"{run}: holds no best_model/; expected the folder of a run that was evaluated once"
             )
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
+    device = choose_device(device)
     about = read_about(folder)
     kind = about["architecture"], amp == "run"  # what was forced once is not refused now
     amp_dtype = choose_amp(about["amp"] if amp == "run" else amp, device, *kind)
@@ -183,11 +181,14 @@ def open_output(path: str) -> Iterator[io.TextIOBase]:
         yield sys.stdout
         sys.stdout.flush()
         return
+    if Path(path).is_dir():
+        raise UserError(f"--output {path}: is a folder; give a file")
     part = Path(path).with_name(Path(path).name + ".part")
-    try:
-        with disk_errors(path, "--output"), open(part, "w", encoding="utf-8", newline="") as file:
-            yield file
-        os.replace(part, path)
+    try:  # what no UTF-8 can hold, half a surrogate pair, is written as JSON's escape
+        with disk_errors(path, "--output"):
+            with open(part, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+                yield file
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 

@@ -4,7 +4,6 @@ On an architecture's own head the adapter is a SEQ_CLS one with the head inside 
 model; with any other head one on the backbone, and the head is head.safetensors beside it.
 """
 
-import json
 from pathlib import Path
 
 import torch
@@ -17,7 +16,18 @@ from archs.encoder import OwnHead
 from archs.lora import adapters, add_lora, linear_modules, short_names
 from core.errors import UserError
 from core.files import save_tensors, write_json
+from core.stored import ANY, NUMBER, read_json
 
+SHAPE = {  # of adapter_config.json
+    "peft_type": str,
+    "r": int,
+    "lora_alpha": NUMBER,
+    "lora_dropout": NUMBER,
+    "use_rslora": bool,
+    "bias": str,
+    "base_model_name_or_path": (str, type(None)),
+    ANY: ANY,
+}
 PREFIX = "base_model.model."  # PEFT's name for the model that it wraps
 UNREAD = (
     "use_dora",
@@ -90,13 +100,14 @@ def save_adapter(folder: Path, model: nn.Module, about: dict) -> None:
 def read_adapter_config(folder: Path) -> dict:
     """adapter_config.json. Raises UserError when it is not whole, or of a kind that we do not compute."""
     path = folder / "adapter_config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        kind = config["peft_type"]
-        if kind == "LORA":
-            _ = config["r"], config["lora_alpha"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: is not whole: {error!r}") from None
+    config = read_json(path, SHAPE)
+    kind = config["peft_type"]
+    if kind == "LORA" and (
+        config["r"] < 1 or not config["lora_alpha"] or not 0 <= config.get("lora_dropout", 0) < 1
+    ):
+        raise UserError(
+            f"{path}: expected r of at least 1, lora_alpha other than 0, lora_dropout from 0 to below 1"
+        )
     odd = [name for name in UNREAD if config.get(name)]
     odd += [name for name in OTHER_BASE if str(config.get("init_lora_weights")).startswith(name)]
     if kind != "LORA" or odd or config.get("bias", "none") != "none":

@@ -1,7 +1,6 @@
 """A finished run as the policy that a PPO loop starts from."""
 
 import hashlib
-import json
 import os
 from argparse import Namespace
 from pathlib import Path
@@ -9,13 +8,14 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from archs.adapters import whole_modules
+from archs.adapters import SHAPE, whole_modules
 from archs.build import Classifier
 from archs.lora import adapters, add_lora, find_targets, frozen_dtype
 from archs.saving import load_model, read_about
 from core.errors import UserError
 from core.files import found_folder
 from core.rows import file_sha256
+from core.stored import read_json
 
 MAKERS = {True: ("a ranker", "rank_train.py"), False: ("a classifier", "train.py")}
 
@@ -50,8 +50,9 @@ def policy_hash(policy: str) -> str:
     """
     folder = policy_folder(policy)
     adapter = folder / "adapter_config.json"
-    base = [json.loads(adapter.read_text())["base_model_name_or_path"]] if adapter.is_file() else []
-    parts = [part for path in (folder, *map(Path, base)) for part in sorted(path.glob("*.safetensors"))]
+    base = read_json(adapter, SHAPE)["base_model_name_or_path"] if adapter.is_file() else None
+    folders = [folder, Path(base)] if base else [folder]
+    parts = [part for path in folders for part in sorted(path.glob("*.safetensors"))]
     return hashlib.sha256(" ".join(file_sha256(part) for part in parts).encode()).hexdigest()
 
 

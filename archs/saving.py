@@ -5,7 +5,6 @@ score_head.safetensors) when the head is ours; bareloop.json says how a text bec
 truncation), what the classes are called and which head stands on what.
 """
 
-import json
 from pathlib import Path
 
 import torch
@@ -20,8 +19,26 @@ from archs.loading import load_config, load_tokenizer, resolve_name
 from archs.lora import adapters
 from core.errors import UserError
 from core.files import found_folder, save_tensors, write_folder, write_json
+from core.stored import ANY, NUMBER, ROW_FORMAT, check_shape, read_json
 
 NEEDED = ("label_names", "multi_label", "head", "pooling", "attention", "architecture")
+SHAPE = {  # of bareloop.json
+    **dict.fromkeys(
+        ("head", "pooling", "attention", "architecture", "truncate", "amp", "model_name", "task"), str
+    ),
+    "label_names": [str],
+    "multi_label": bool,
+    "row_format": ROW_FORMAT,
+    "max_length": int,
+    "lora": {"rank": int, "alpha": NUMBER, "dropout": NUMBER, "rslora": bool},
+    **dict.fromkeys(("prompt", "label_words", "answers"), (str, dict, list, type(None))),
+    ANY: ANY,
+}
+OPTIONAL = {  # of what may also be null, or a ranker's text
+    "prompt": {"before": str, "after": str, "add_special": bool, "is_open": bool, "lead": str},
+    "label_words": [str],
+    "answers": [[int]],
+}
 
 
 def save_model(folder: Path, model: Classifier, tokenizer: PreTrainedTokenizerBase, about: dict) -> None:
@@ -52,9 +69,12 @@ def load_weights(model: Classifier, folder: Path) -> None:
     if adapters(model.inner):
         load_adapter_weights(model, folder)
     else:
-        missing, unexpected = model.inner.load_state_dict(
-            load_file(folder / "model.safetensors"), strict=False
-        )
+        try:
+            found = load_file(folder / "model.safetensors")
+            missing, unexpected = model.inner.load_state_dict(found, strict=False)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            told = str(error).splitlines()[-1].strip()
+            raise UserError(f"{folder}/model.safetensors: does not fit the model: {told}") from None
         names = model.inner.state_dict()
         read = {value.data_ptr() for name, value in names.items() if name not in missing}
         odd = {name for name in missing if names[name].data_ptr() not in read} | set(unexpected)  # tied: read
@@ -80,13 +100,13 @@ def read_about(folder: Path) -> dict:
     folder = found_folder(folder)
     if not (folder / "bareloop.json").is_file():
         raise UserError(f"{folder}: holds no model (no bareloop.json); expected one that train.py saved")
-    try:
-        about = json.loads((folder / "bareloop.json").read_text(encoding="utf-8"))
-        missing = [key for key in NEEDED if key not in about]
-    except ValueError as error:
-        raise UserError(f"{folder}/bareloop.json: is not whole: {error!r}") from None
+    about = read_json(folder / "bareloop.json", SHAPE)
+    missing = [key for key in NEEDED if key not in about]
     if missing:
         raise UserError(f"{folder}/bareloop.json: is not whole: no {missing[0]!r}")
+    for name, shape in OPTIONAL.items():
+        if isinstance(about.get(name), dict | list):
+            check_shape(about[name], shape, f"{folder}/bareloop.json: {name}")
     return about
 
 

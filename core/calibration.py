@@ -27,9 +27,18 @@ from sklearn.linear_model import LogisticRegression
 from core.errors import UserError
 from core.metrics import NUM_BINS, bin_numbers, calibration_summary, confidences, probabilities
 from core.statistics import percentile_interval, resampled
+from core.stored import ANY, NUMBER, Stored, read_json
 from core.thresholds import deal_folds
 
 METHODS = ("none", "temperature", "platt", "isotonic")  # the simpler first
+SHAPE = {
+    "method": str,
+    "label_names": [str],
+    "thresholds": {ANY: NUMBER},
+    "tuned_on": str,
+    "fit": str,
+    ANY: ANY,
+}
 UNCALIBRATED = {"method": "none", "parameters": {}}
 COLDEST, WARMEST = 0.05, 20.0  # limits of the temperature
 NUM_FOLDS = 5
@@ -201,24 +210,45 @@ def read_fit(folder: Path, label_names: list[str], raw: bool = False) -> tuple[d
     calibration, tuned = (_read(folder / f"{name}.json") for name in ("calibration", "thresholds"))
     calibration = UNCALIBRATED | (calibration or {})
     used = {name: calibration[name] for name in UNCALIBRATED}
+    try:
+        zeros = np.zeros((1, len(label_names)))
+        made = apply_calibration(**used, logits=zeros, multi_label=True)
+        is_good = used["method"] in METHODS and made.shape == zeros.shape
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError):
+        is_good = False
+    if not is_good:
+        raise UserError(f"{folder}/calibration.json: is not whole: no fit for {len(label_names)} classes; run "
+                        "python -m jobs.calibrate once more")  # fmt: skip
     again = "run python -m jobs.calibrate once more, or predict with --raw"
-    tuned_with = tuned.get("fit", "none") if tuned else None
+    tuned_with = tuned.get("fit", "none") if tuned is not None else None
+    if tuned is not None:
+        check_thresholds(tuned, label_names)
     if raw:
         first = _read(
             folder / "thresholds.uncalibrated.json"
         )  # there after jobs.calibrate, whatever it chose
-        first = first or (tuned if tuned_with == "none" else None)
+        if first is not None:
+            check_thresholds(first, label_names)
+        elif tuned_with == "none":
+            first = tuned
         return UNCALIBRATED, first
-    if tuned and tuned_with != fit_name(**used):
+    if tuned is not None and tuned_with != fit_name(**used):
         raise UserError(f"{folder}: calibration.json and thresholds.json are not of one fit; {again}")
     if calibration.get("label_names", label_names) != label_names:
         raise UserError(f"{folder}/calibration.json: is of other classes than the model; {again}")
     return used, tuned
 
 
+def check_thresholds(tuned: Stored, label_names: list[str]) -> None:
+    """Raise UserError where a thresholds.json lacks what is read of it."""
+    cuts, _ = tuned["thresholds"], tuned["tuned_on"]
+    for name in label_names:
+        _ = cuts[name]
+
+
 def _read(path: Path) -> dict | None:
     """A JSON file; None where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path, SHAPE) if path.is_file() else None
 
 
 def _fit_temperature(logits: np.ndarray, truth: np.ndarray, multi_label: bool) -> float:

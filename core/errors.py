@@ -40,7 +40,8 @@ def disk_errors(folder: str | Path, flag: str) -> Iterator[None]:
 
 def run_main(main: Callable[[], object]) -> None:
     """Call main() as the shell does: UserError becomes one line on stderr and exit status 2."""
-    sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line when it is printed
+    # a log file shows each line when it is printed, and what its encoding does not have as an escape
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         main()
     except UserError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from core.errors import UserError
-from core.rows import BadRows, RowError, half_pair, is_label, read_rows, show
+from core.rows import BadRows, RowError, field_names, half_pair, is_label, read_rows, show
 
 MOST_NAMED = 30  # labels of the model that a message lists
 
@@ -116,14 +116,14 @@ def parse_feedback_row(
     texts = {}
     for name in ("text", "pair") if pair else ("text",):
         if name not in row:
-            raise RowError(f"no field {name!r} (found: {', '.join(map(str, row)) or 'none'})")
+            raise RowError(f"no field {name!r} (found: {field_names(row)})")
         if not isinstance(row[name], str) or not row[name].strip():
             raise RowError(f"field {name!r} is {show(row[name])}; expected text")
         if half_pair(row[name]):
             raise RowError(f"field {name!r}: {half_pair(row[name])}")
         texts[name] = row[name]
     if "predicted_labels" not in row:
-        raise RowError(f"no field 'predicted_labels' (found: {', '.join(map(str, row))})")
+        raise RowError(f"no field 'predicted_labels' (found: {field_names(row)})")
     predicted = class_indices(row["predicted_labels"], "predicted_labels", classes, multi_label)
     true = row.get("true_labels")
     if true is not None:

@@ -20,13 +20,26 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, atomically: to a file beside it that is renamed when it is on disk."""
+    """Write UTF-8 text, atomically: to a file beside it that is renamed when it is on disk.
+
+    Half a surrogate pair, which no UTF-8 can hold, is written as the escape that JSON has for it.
+    """
     part = path.with_name(path.name + ".part")
     try:
-        with open(part, "w", encoding="utf-8") as file:
+        with open(part, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file as it is, atomically."""
+    part = path.with_name(path.name + ".part")
+    try:
+        shutil.copyfile(source, part)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -1,7 +1,9 @@
 """The flags that the loops share, in groups; a loop adds its own beside them. Presets are files: @presets/NAME."""
 
 import argparse
+import errno
 import math
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from pathlib import Path
 from core.errors import UserError
 from core.runs import RunRecord, begun_run
 from core.schedule import SCHEDULES
+from core.secrets import hide_keys
 
 # what a resumed run may be given anew: none of it touches the weights
 FREE_ON_RESUME = {
@@ -24,8 +27,13 @@ FREE_ON_RESUME = {
 }
 
 
+PATHS = ("FILE", "DIR", "FOLDER", "RUN", "OUTPUT", "LABELLED", "FEEDBACK")  # metavars of files and folders
+LARGEST = 2**32 - 1  # of a whole number: what every library behind takes as a seed
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors, @FILE of flags (with # comments), and no abbreviations."""
+    """argparse with one-line errors, @FILE of flags (with # comments), no abbreviations, and paths that can be looked
+    at: no loop of links, no name that is too long, nothing below a file."""
 
     def __init__(self, description: str, add_help: bool = True):
         super().__init__(
@@ -42,8 +50,43 @@ class Parser(argparse.ArgumentParser):
         except ValueError as error:
             self.error(f"a file of flags has the line {arg_line!r}: {error}")
 
+    def parse_known_args(
+        self, args: list[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple:
+        try:
+            found, rest = super().parse_known_args(args, namespace)
+        except RecursionError:
+            self.error("a file of flags names itself as one")
+        except ValueError as error:  # of open(): no such name can be
+            self.error(f"a file of flags cannot be read: {error}")
+        for action in self._actions:
+            value, flag = getattr(found, action.dest, None), "/".join(action.option_strings) or action.metavar
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and "\0" in text:
+                    self.error(f"{flag} {text!r}: has a null character in it")
+                if action.metavar in PATHS and isinstance(text, str):
+                    if action.required and not text:
+                        self.error(f"{flag}: is empty; expected a path")
+                    check_path(text, flag)
+        return found, rest
+
     def error(self, message: str) -> None:
-        raise UserError(f"{message} (--help lists the flags)")
+        raise UserError(f"{hide_keys(message)} (--help lists the flags)")
+
+
+def check_path(path: str | Path, flag: str) -> None:
+    """Raise UserError for a path that cannot even be looked for: a loop, a name too long. flag: names it."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        shown = str(path) if len(str(path)) <= 200 else f"{str(path)[:200]}..."
+        why = {
+            errno.ELOOP: "is a loop of symbolic links",
+            errno.ENOTDIR: "lies below a file, not in a folder",
+        }
+        raise UserError(f"{flag} {shown}: {why.get(error.errno, os.strerror(error.errno))}") from None
 
 
 def step_parser(program: str, doc: str, steps: dict[str, tuple], argv: list[str] | None) -> tuple:
@@ -68,7 +111,8 @@ def step_parser(program: str, doc: str, steps: dict[str, tuple], argv: list[str]
 def number(
     kind: type, least: float, most: float | None = None, auto: bool = False
 ) -> Callable[[str], object]:
-    """An argparse type: an int or float in [least, most], or the word auto."""
+    """An argparse type: an int or float in [least, most], or the word auto; a whole number is at most LARGEST."""
+    top = LARGEST if kind is int and most is None else most  # said only to who is above it
 
     def parse(text: str):
         if auto and text == "auto":
@@ -79,9 +123,10 @@ def number(
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r}: {expected}") from None
-        if not (least <= value < math.inf and (most is None or value <= most)):
-            raise argparse.ArgumentTypeError(f"{text}: {expected}")
+            raise argparse.ArgumentTypeError(f"{text[:60]!r}: {expected}") from None
+        if not (least <= value < math.inf and (top is None or value <= top)):
+            expected += f" (at most {top})" if most is None and least <= value < math.inf else ""
+            raise argparse.ArgumentTypeError(f"{text[:60]}: {expected}")
         return value
 
     return parse
@@ -290,6 +335,25 @@ def add_shared_flags(parser: Parser) -> None:
     add_run_flags(parser)
 
 
+def check_stored(parser: Parser, stored: dict, where: str) -> None:
+    """Raise UserError for stored arguments that no flag can have given. where: named in the message."""
+    for action in parser._actions:
+        value = stored.get(action.dest)
+        if value is None or value == action.default:
+            continue
+        if action.nargs == 0:
+            is_good = isinstance(value, bool)
+        elif action.type:
+            try:
+                is_good = isinstance(value, str | int | float) and action.type(str(value)) == value
+            except argparse.ArgumentTypeError:
+                is_good = False
+        else:
+            is_good = isinstance(value, str) and (not action.choices or value in action.choices)
+        if not is_good:
+            raise UserError(f"{where}: --{action.dest} is {hide_keys(str(value))[:60]!r}; no flag gives that")
+
+
 def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
     """Parse; with --resume the run's own arguments take the place of the defaults.
 
@@ -299,6 +363,12 @@ def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
     """
     argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
+    for name, value in vars(args).items():
+        if isinstance(value, str) and hide_keys(value) != value:
+            raise UserError(
+                f"--{name} {hide_keys(value)}: what looks like a key would stand in run.json; give keys by the "
+                "environment"
+            )
     if args.resume is None:
         args.resume = begun_run(args)
     if args.resume is None:
@@ -308,6 +378,7 @@ def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
         found = "holds no run (no run.json)" if folder.is_dir() else "no such folder"
         raise UserError(f"--resume {folder}: {found}; expected the folder of an unfinished run")
     stored = RunRecord.read(folder).record["arguments"]
+    check_stored(parser, stored, f"--resume {folder}: run.json")
     parser.set_defaults(**{name: value for name, value in stored.items() if hasattr(args, name)})
     args = parser.parse_args(argv)
     differ = [
@@ -316,6 +387,8 @@ def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
         if name not in FREE_ON_RESUME and getattr(args, name, value) != value
     ]
     if differ:
-        raise UserError(f"--resume {folder}: is a run of another configuration: {'; '.join(differ)}")
+        raise UserError(
+            hide_keys(f"--resume {folder}: is a run of another configuration: {'; '.join(differ)}")
+        )
     args.resume, args.output_dir = str(folder), str(folder)
     return args

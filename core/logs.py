@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -13,46 +14,88 @@ from core.batches import Feed
 from core.dist import sum_over_ranks
 from core.files import write_text
 
+TIME = "perf/time_s"  # when a record was written, in seconds since 1970
+EVENTS = "events.out.tfevents.*"
+
+
+def empty_events(folder: Path) -> None:
+    """Take what is in the event files away; a file that a TensorBoard may be reading just now goes a resume later,
+    since one that finds its file gone never looks for the next."""
+    for path in folder.glob(EVENTS):
+        if path.stat().st_size:
+            os.truncate(path, 0)
+        else:
+            path.unlink()
+
 
 class RunLog:
-    """Appends records; a resumed run first drops the records that come after its checkpoint."""
+    """Appends records; a resumed run first drops the records that come after its checkpoint.
+
+    The file is on disk with each record and TensorBoard's is made of it: a resumed run writes its events anew, so that
+    no step is there twice (what came after the checkpoint) or missing (what TensorBoard's writer had not flushed).
+    """
 
     def __init__(self, folder: Path, step: int = 0):
         """step: optimiser steps done before this start; 0 for a new run."""
-        self.path = folder / "training_logs.jsonl"
-        resumed = self.path.exists()
+        self.path, events = folder / "training_logs.jsonl", folder / "tensorboard"
+        resumed, kept = self.path.exists(), []
         if resumed:
-            kept = [
-                line for line in self.path.read_text().splitlines(keepends=True) if self._before(line, step)
-            ]
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            kept = [line for line in lines if self._before(line, step)]
             write_text(self.path, "".join(kept))
+            empty_events(events)
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 open for the whole run
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if resumed else None)
+        self.faults, self.others_hook = [], threading.excepthook
+        threading.excepthook = self._hear
+        # purge_step: a TensorBoard that has the old events in memory forgets them
+        self.board = SummaryWriter(str(events), purge_step=0 if resumed else None)
+        for line in kept:
+            self._show(json.loads(line))
+        self.board.flush()
+
+    def _hear(self, args: threading.ExceptHookArgs) -> None:
+        """TensorBoard writes in a thread of its own, whose errors would be a traceback and nothing more."""
+        if type(args.thread).__module__.startswith("tensorboard."):
+            self.faults.append(args.exc_value)
+        else:
+            self.others_hook(args)
 
     @staticmethod
     def _before(line: str, step: int) -> bool:
         try:
-            return json.loads(line)["step"] <= step
-        except (ValueError, KeyError):  # the last line of a killed run can be cut short
+            return line.endswith("\n") and json.loads(line)["step"] <= step
+        except (ValueError, KeyError, TypeError):  # the last line of a killed run can be cut short
             return False
 
+    def _show(self, record: dict) -> None:
+        """Give a record's numbers to TensorBoard, at the time it was written."""
+        for name, value in record.items():
+            if "/" in name and name != TIME and isinstance(value, int | float):
+                self.board.add_scalar(name, value, record["step"], record.get(TIME))
+
     def write(self, step: int, fields: dict) -> None:
-        """Append {"step": step, **fields}; numbers with a / in their name go to TensorBoard too.
+        """Append {"step": step, **fields, "perf/time_s": now}; numbers with a / in their name go to TensorBoard too.
 
         A number that is not finite is null in the file: JSON has no NaN.
+        Raises: OSError when it cannot be written, TensorBoard's at the latest with the next record, or in close.
         """
         fields = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
-        self.file.write(json.dumps({"step": step} | fields) + "\n")
+        record = {"step": step} | fields | {TIME: round(time.time(), 3)}
+        self.file.write(json.dumps(record) + "\n")
         self.file.flush()
         os.fsync(self.file.fileno())
-        for name, value in fields.items():
-            if "/" in name and isinstance(value, int | float):
-                self.board.add_scalar(name, value, step)
+        self._show(record)
+        self.board.flush()  # a killed run's curves end where its file does
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Flush and close both. Raises OSError when TensorBoard's file is not whole."""
         self.file.close()
-        self.board.close()
+        try:
+            self.board.close()
+        finally:
+            threading.excepthook = self.others_hook
+        if self.faults:
+            raise self.faults[0]
 
 
 class Meter:

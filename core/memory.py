@@ -82,6 +82,23 @@ def choose_amp(
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[choice]
 
 
+def choose_device(name: str | None) -> torch.device:
+    """The device that --device names; None: a GPU where there is one. Raises UserError for one that is not there."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+        is_good = device.type in ("cpu", "cuda", "mps")
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError):  # by the kind of device
+        is_good = False
+    if not is_good:
+        raise UserError(
+            f"--device {name[:60]!r}: there is no such device here; expected cpu, cuda, cuda:1, ..."
+        )
+    return device
+
+
 def auto_max_tokens(device: torch.device, longest: int) -> int:
     """Tokens a cut for prediction, which probes nothing; never less than the longest row.
 

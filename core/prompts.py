@@ -174,7 +174,7 @@ def read_label_words(source: str, label_names: list[str]) -> list[str]:
     else:
         try:
             given = json.loads(Path(source).read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(
                 f"{flag}: expected NAME=WORD,... or a JSON file of {{name: word}}: {error}"
             ) from None

@@ -182,14 +182,11 @@ def report_ranking(
         baselines |= {f"{baseline} ({name})": values for baseline, values in found.items()}
     print(rank_table(table | baselines))
     numbers = {name: headline(metrics) for name, metrics in table.items()}
-    record.write(
-        status="finished",
-        metrics=numbers,
-        baselines={name: headline(metrics) for name, metrics in baselines.items()},
-        **facts,
-    )
     log.close()
-    write_manifest(folder, record.record, data)
+    facts = facts | {"metrics": numbers}
+    facts["baselines"] = {name: headline(metrics) for name, metrics in baselines.items()}
+    write_manifest(folder, record.record | facts, data)
+    record.write(status="finished", **facts)  # last: nobody resumes it now
     print(f"run folder: {folder}\n{json.dumps({'run': str(folder), **numbers})}")
     return {"run": str(folder), **numbers["validation"]}
 

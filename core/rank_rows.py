@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.rows import RowError, half_pair, show
+from core.rows import RowError, field_names, half_pair, show
 
 LARGEST = float(np.finfo(np.float32).max)  # of a reward
 
@@ -27,7 +27,7 @@ def parse_rank_row(row: dict, needs_rewards: bool = True, group_field: str = "")
     if not isinstance(row, dict):  # given in Python: a file's rows were seen to
         raise RowError(f"the row is {show(row)}; expected an object")
     if "question" not in row:
-        raise RowError(f"no field 'question' (found: {', '.join(map(str, row)) or 'none'})")
+        raise RowError(f"no field 'question' (found: {field_names(row)})")
     question, context = row["question"], row.get("context") or ""
     for name, value in (("question", question), ("context", context)):
         if not isinstance(value, str) or (name == "question" and not value.strip()):
@@ -62,7 +62,7 @@ def _list(row: dict, name: str) -> list | None:
     """A list, or a CSV cell that holds one as JSON; None where there is no such field."""
     value = row.get(name)
     if isinstance(value, str):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(value)
     if value is not None and not isinstance(value, list):
         raise RowError(f"field {name!r} is {show(value)}; expected a list")

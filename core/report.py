@@ -168,7 +168,7 @@ def report_run(
     print(results_text(table | baselines, data["train"].multi_label))
     numbers = {name: headline(metrics) for name, metrics in table.items()}
     others = {name: headline(metrics) for name, metrics in baselines.items()}
-    record.write(status="finished", metrics=numbers, baselines=others, **facts)
     log.close()
+    record.write(status="finished", metrics=numbers, baselines=others, **facts)  # last: nobody resumes it now
     print(f"run folder: {folder}\n{json.dumps({'run': str(folder), **numbers})}")
     return {"run": str(folder), **numbers["validation"]}

@@ -1,8 +1,10 @@
 """Rows in: JSON, JSONL or CSV, streamed, checked, with every complaint naming the file, the line and the field."""
 
 import csv
+import errno
 import hashlib
 import json
+import os
 import sys
 from bisect import insort
 from collections.abc import Iterable, Iterator
@@ -14,6 +16,8 @@ from typing import TextIO
 from core.errors import UserError
 
 MOST_REPORTED = 20
+MOST_LEVELS = 100  # of lists and objects in a row: more, and writing it as JSON ends in Python's own limit
+MOST_NAMED = 20  # fields of a row that a message lists
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
 
 
@@ -44,9 +48,7 @@ class RowFormat:
     @staticmethod
     def _string(row: dict, name: str, flag: str, empty: bool = False) -> str:
         if name not in row:
-            raise RowError(
-                f"no field {name!r} (found: {', '.join(map(str, row)) or 'none'}); {flag} names it"
-            )
+            raise RowError(f"no field {name[:60]!r} (found: {field_names(row)}); {flag} names it")
         value = row[name]
         if empty and isinstance(value, int | float) and not isinstance(value, bool):
             value = str(value)
@@ -63,13 +65,13 @@ class RowFormat:
         """One label as a string, or several as {name: 0/1} or a list of names. Raises RowError."""
         name = self.label_field or ("labels" if "labels" in row and "label" not in row else "label")
         if name not in row:
-            wanted = f"{name!r}" if self.label_field else "'label' or 'labels'"
-            raise RowError(f"no field {wanted} (found: {', '.join(map(str, row))}); --label_field names it")
+            wanted = f"{name[:60]!r}" if self.label_field else "'label' or 'labels'"
+            raise RowError(f"no field {wanted} (found: {field_names(row)}); --label_field names it")
         value = row[name]
         if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):  # a CSV cell that holds JSON
             try:
                 value = json.loads(value)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise RowError(f"field {name!r} is {show(row[name])}: invalid JSON ({error})") from None
         if isinstance(value, list):
             for label in value:
@@ -77,18 +79,31 @@ class RowFormat:
                     raise RowError(
                         f"field {name!r} holds {show(label)}; expected names (strings or integers)"
                     )
-            return [str(label) for label in value]
+            return [label_name(label, name) for label in value]
         if isinstance(value, dict):
             for label, applies in value.items():
                 if applies not in (0, 1):
                     raise RowError(f"field {name!r}: {label!r} is {show(applies)}; expected 0 or 1")
-            return {str(label): int(applies) for label, applies in value.items()}
+            return {label_name(label, name): int(applies) for label, applies in value.items()}
         if not is_label(value) or value == "":
             raise RowError(
                 f"field {name!r} is {show(value)}; expected one label (a string or an integer), "
                 "or several (a list of names, or 0/1 for each name)"
             )
-        return str(value)
+        return label_name(value, name)
+
+
+def label_name(label: str | int, field: str) -> str:
+    """A label as text. Raises RowError for one that no file and no log can hold."""
+    if half_pair(str(label)):
+        raise RowError(f"field {field!r}: a label's {half_pair(str(label))}")
+    return str(label)
+
+
+def field_names(row: dict) -> str:
+    """The names of a row's fields as a message lists them."""
+    names = [name if len(name) <= 60 else f"{name[:57]}..." for name in list(map(str, row))[:MOST_NAMED]]
+    return ", ".join(names) + f" and {len(row) - MOST_NAMED} more" * (len(row) > MOST_NAMED) or "none"
 
 
 def half_pair(text: str) -> str:
@@ -108,8 +123,22 @@ def is_label(value: object) -> bool:
 
 def show(value: object) -> str:
     """A value as a message shows it: JSON, cut at 60 characters."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except (RecursionError, ValueError):
+        return "lists or objects inside one another without end"
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def is_too_deep(value: object) -> bool:
+    """Whether lists and objects stand in one another more than MOST_LEVELS deep."""
+    level = [value]
+    for _ in range(MOST_LEVELS):
+        parts = [part.values() if isinstance(part, dict) else part for part in level]
+        level = [own for part in parts for own in part if isinstance(own, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 class BadRows:
@@ -161,6 +190,8 @@ def read_rows(path: str | Path, bad: BadRows, flag: str, form: str = "") -> Iter
                     bad.add(line, str(row))
                 elif not isinstance(row, dict):
                     bad.add(line, f"the row is {show(row)}; expected an object")
+                elif is_too_deep(row):
+                    bad.add(line, f"lists or objects more than {MOST_LEVELS} deep in one another")
                 else:
                     yield line, row
     except FileNotFoundError:
@@ -169,6 +200,10 @@ def read_rows(path: str | Path, bad: BadRows, flag: str, form: str = "") -> Iter
         raise UserError(f"{flag} {name}: cannot be read: permission denied") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{flag} {name}: not UTF-8 text (byte {error.object[error.start]:#04x})") from None
+    except OSError as error:
+        raise UserError(
+            f"{flag} {name[:200]}: cannot be read: {os.strerror(error.errno or errno.EIO)}"
+        ) from None
     if not found:
         raise UserError(f"{flag} {name}: has no rows")
 
@@ -246,7 +281,7 @@ def read_class_weights(source: str, label_names: list[str]) -> list[float] | Non
     flag = f"--class_weights {source}"
     try:
         given = json.loads(Path(source).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{flag}: expected none, balanced, effective or a JSON file of {{name: weight}}: {error}"
         ) from None
@@ -259,6 +294,10 @@ def read_class_weights(source: str, label_names: list[str]) -> list[float] | Non
             f"{flag}: {odd[0]!r} is {where}; expected a weight for each of {', '.join(label_names[:30])}"
         )
     for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 < value < sys.float_info.max
+        ):
             raise UserError(f"{flag}: the weight of {name!r} is {show(value)}; expected a number above 0")
     return [float(given[name]) for name in label_names]

@@ -1,6 +1,5 @@
 """The run folder: its name, run.json, and what the hardware and versions were."""
 
-import json
 import os
 import platform
 import re
@@ -18,9 +17,24 @@ from core.dist import on_main
 from core.errors import UserError
 from core.files import write_json
 from core.lock import lock_run
+from core.stored import ANY, NUMBER, ROW_FORMAT, read_json
 
 TIME = "%Y-%m-%dT%H:%M:%S%z"
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scikit-learn", "tensorboard")
+MEMBER = {"run": str, "weight": (*NUMBER, type(None)), "scores_sha256": str, ANY: ANY}
+FILES = ("train_data", "val_data", "calibration_data", "test_data")
+SHAPE = {  # of run.json, as far as anybody reads it
+    "status": str,
+    "arguments": dict.fromkeys(FILES, str) | {"seed": int, "batch_size": int, ANY: ANY},
+    "data": {ANY: str},
+    "model": {"label_names": [str], "multi_label": bool, "row_format": ROW_FORMAT, ANY: ANY},
+    "ensemble": {"method": str, "members": [MEMBER], ANY: ANY},
+    "timings": {ANY: NUMBER},
+    "peak_memory": {ANY: NUMBER},
+    "resumed": [ANY],
+    **dict.fromkeys(("num_steps", "num_parameters", "num_trained"), int),
+    ANY: ANY,
+}
 
 
 def run_folder(args: Namespace) -> str:
@@ -58,14 +72,26 @@ def launcher() -> str | None:
 
 
 def begun_run(args: Namespace) -> str | None:
-    """The folder of the unfinished run that this process is to go on with: torchrun started it again after a fault."""
-    if not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+    """The folder of the unfinished run that this process is to go on with: torchrun started it again after a fault.
+
+    Several agents do not count their starts alike: one that only follows another's restart counts none. There the
+    run's --rdzv_id decides, so that all ranks find the same.
+    """
+    several = os.environ.get("GROUP_WORLD_SIZE", "1") != "1"
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # "none": torchrun's own default
+    if several and run_id == "none" and not args.output_dir:
+        return None
+    if not several and not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
         return None
     given = [Path(args.output_dir)] if args.output_dir else runs_of(args).glob("*")
     for folder in given:
         if (folder / "run.json").is_file():
             record = RunRecord.read(folder).record
-            is_ours = bool(args.output_dir) or record.get("launcher") == launcher()
+            launched = record.get("launcher")
+            if several:
+                is_ours = str(launched).startswith(f"{run_id} of process ")
+            else:
+                is_ours = bool(args.output_dir) or launched == launcher()
             if is_ours and record.get("status") == "running":
                 return str(folder)
     return None
@@ -127,6 +153,12 @@ def cpu_name() -> str:
     return found.group(1) if found else platform.processor()
 
 
+def refuse_begun(folder: Path) -> None:
+    """Raise UserError when a new run's folder holds one: of a process that had the lock a moment ago."""
+    if (folder / "run.json").exists():
+        raise UserError(f"--output_dir {folder}: holds a run: give another, or --resume {folder}")
+
+
 class RunRecord:
     """run.json, kept up to date: `running` until `finish` says otherwise."""
 
@@ -153,8 +185,7 @@ class RunRecord:
             start = {"time": time.strftime(TIME), "world": world}
             self.record["resumed"] = [*self.record.get("resumed", []), start]
             return self
-        if (folder / "run.json").exists():  # of a process that had the lock a moment ago
-            raise UserError(f"--output_dir {folder}: holds a run: give another, or --resume {folder}")
+        on_main(refuse_begun, folder)  # by one rank: it may write the record before another would look
         arguments = {
             name: value for name, value in vars(args).items() if name not in ("resume", "output_dir")
         }
@@ -172,14 +203,11 @@ class RunRecord:
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord":
-        """A run's record from its folder. Raises UserError when the folder holds none."""
+        """A run's record from its folder. Raises UserError when the folder holds none, or it is not of SHAPE."""
         if not (folder / "run.json").is_file():
             what = "holds no run (no run.json)" if folder.is_dir() else "no such folder"
             raise UserError(f"{folder}: {what}; expected a run folder that train.py made")
-        try:
-            return cls(folder, json.loads((folder / "run.json").read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise UserError(f"{folder}/run.json: invalid JSON: {error}") from None
+        return cls(folder, read_json(folder / "run.json", SHAPE))
 
     def write(self, **fields) -> None:
         """Add fields and write run.json."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from core.errors import UserError
 from core.files import save_array
+from core.stored import read_array
 
 USES = ("train", "validation", "calibration", "test")
 
@@ -47,7 +48,7 @@ def write_uses(folder: Path, data: Mapping[str, Rows]) -> None:
 def read_uses(folder: Path) -> dict[str, np.ndarray]:
     """The hashes by use that a run folder or a split's folder holds; those that are not there are left out."""
     paths = {use: Path(folder) / "rows" / f"{use}.npy" for use in USES}
-    return {use: np.load(path) for use, path in paths.items() if path.is_file()}
+    return {use: read_array(path, "u", 1) for use, path in paths.items() if path.is_file()}
 
 
 def count_common(hashes: np.ndarray, others: np.ndarray) -> int:

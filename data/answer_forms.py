@@ -5,8 +5,8 @@ Which forms there are, and what becomes of odd lines, is said in data/answers.py
 
 import argparse
 import contextlib
-import math
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -199,7 +199,7 @@ def read_reward(value: object, expected: str = "0 or 1") -> float:
         text = value.strip().lower()
         with contextlib.suppress(ValueError):
             value = MARKS[text] if text in MARKS else float(text)
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise RowError("no label", f"{show(value)} where {expected} is expected")
     return float(value)
 

@@ -30,7 +30,6 @@ A trait that holds for under MIN_TRAIT_SHARE of the rows is left out; summary.js
 same Python version gives the same files, if its standard library is whole: some Linux packages hold a part.
 """
 
-import argparse
 import ast
 import hashlib
 import json
@@ -45,6 +44,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from core.errors import UserError, run_main
+from core.flags import Parser, number
 from data.splits import group_near_duplicates, join_groups, split_by_group, write_files
 
 NUM_CLASSES = 16
@@ -260,15 +260,14 @@ def write_folder(output_dir: Path, splits: dict[str, list[dict]], summary: dict)
 
 def main(argv: list[str] | None = None) -> dict:
     """Write the rows; returns what stands in their report."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data.docstrings",
-        description="Write train, validation and test rows made of this Python's own docstrings.",
-    )
+    parser = Parser("Write train, validation and test rows made of this Python's own docstrings.")
+    parser.prog = "python -m data.docstrings"
     task_help = "package: one of the 16 packages with most docstrings; traits: which facts of the code hold"
     folder_help = f"folder to write to, default {FOLDERS['package']} or {FOLDERS['traits']}"
     parser.add_argument("--task", choices=list(FOLDERS), default="package", help=task_help)
-    parser.add_argument("--output_dir", help=folder_help)
-    parser.add_argument("--seed", type=int, default=0, help="which rows go to which split, and in what order")
+    parser.add_argument("--output_dir", metavar="DIR", help=folder_help)
+    seed_help = "which rows go to which split, and in what order"
+    parser.add_argument("--seed", type=number(int, 0), default=0, help=seed_help)
     args = parser.parse_args(argv)
 
     output_dir = Path(args.output_dir or FOLDERS[args.task])

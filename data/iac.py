@@ -22,7 +22,6 @@ line. Indents are dropped because such rows often kept them on some lines only: 
 layout. --keep_indent drops only what all lines have in common.
 """
 
-import argparse
 import json
 import re
 from collections import Counter
@@ -30,8 +29,9 @@ from pathlib import Path
 from statistics import median
 
 from core.errors import UserError, run_main
+from core.flags import Parser, number
 from core.results_table import format_table
-from core.rows import BadRows, RowError, RowFormat, is_label, read_rows, show
+from core.rows import BadRows, RowError, RowFormat, field_names, is_label, read_rows, show
 from data.docstrings import write_folder
 from data.iac_context import FLAG, WAYS, mark_context
 from data.iac_names import SMELLS, find_technology, normalise_smell, separated
@@ -58,7 +58,7 @@ def check_row(row: dict) -> dict:
     """The row with `line` as an integer and `with_context` as a string. Raises RowError."""
     for name in ("smell", "file", "content", "line", "with_context"):
         if name not in row:
-            raise RowError(f"no field {name!r} (found: {', '.join(map(str, row)) or 'none'})")
+            raise RowError(f"no field {name!r} (found: {field_names(row)})")
         if (name != "line" and row[name] not in ("", None)) or name in ("smell", "content"):
             RowFormat(text_field=name).text(row)  # raises where it is no text
     if not separated(row["smell"]):
@@ -162,20 +162,16 @@ def print_summary(summaries: dict[str, dict]) -> None:
 
 def main(argv: list[str] | None = None) -> dict:
     """Write the rows of each input; returns what the last line of the output says."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data.iac",
-        description="Write a static analyser's findings as rows with a full prompt.",
-    )
-    parser.add_argument(
-        "--input", nargs="+", required=True, help="files of findings: .jsonl, .json, .csv or .tsv"
-    )
-    parser.add_argument(
-        "--output_dir", required=True, help="folder to write to; a file of the same name an input"
-    )
+    parser = Parser("Write a static analyser's findings as rows with a full prompt.")
+    parser.prog = "python -m data.iac"
+    help_text = "files of findings: .jsonl, .json, .csv or .tsv"
+    parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help=help_text)
+    help_text = "folder to write to; a file of the same name an input"
+    parser.add_argument("--output_dir", required=True, metavar="DIR", help=help_text)
     fields_help = f"what `content` becomes: one or more of {', '.join(FIELDS)}, with commas; default content"
     parser.add_argument("--fields", default="content", help=fields_help)
     lines_help = "lines of code to keep before and behind the flagged one; default all"
-    parser.add_argument("--context_lines", type=int, help=lines_help)
+    parser.add_argument("--context_lines", type=number(int, 0), help=lines_help)
     parser.add_argument(
         "--keep_indent", action="store_true", help="drop only the indent that all lines share"
     )
@@ -184,8 +180,6 @@ def main(argv: list[str] | None = None) -> dict:
     fields = [field.strip() for field in args.fields.split(",")]
     if odd := [field for field in fields if field not in FIELDS]:
         raise UserError(f"--fields {args.fields}: {odd[0]!r} is none of {', '.join(FIELDS)}")
-    if args.context_lines is not None and args.context_lines < 0:
-        raise UserError(f"--context_lines {args.context_lines}: expected 0 or more")
     output_dir = Path(args.output_dir)
     for path in args.input:
         if (output_dir / f"{Path(path).stem}.jsonl").resolve() == Path(path).resolve():

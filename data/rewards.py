@@ -77,7 +77,15 @@ def reward_rows(rows: Iterable[dict]) -> tuple[list[dict], Problems]:
         try:
             rewards = row_rewards(row)
             first = {name: row[name] for name in ("id", "question", "context", "candidates")}
-        except (ProgramError, KeyError, TypeError, IndexError) as error:
+        except (
+            ProgramError,
+            KeyError,
+            TypeError,
+            IndexError,
+            AttributeError,
+            ArithmeticError,
+            ValueError,
+        ) as error:
             what = f"no field {error}" if isinstance(error, KeyError) else str(error)
             problems.append((str(row.get("id")), f"rewards: {what}"))
             continue

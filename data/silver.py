@@ -32,7 +32,7 @@ from pathlib import Path
 from sklearn.metrics import cohen_kappa_score
 
 from core.errors import UserError, run_main
-from core.flags import Parser
+from core.flags import Parser, check_path, number
 from core.results_table import format_table
 from core.rows import show
 from data.predictions import Predictions, Row, read_predictions, same_text
@@ -128,6 +128,11 @@ def compare_all(main_model: Predictions, source: Path, target: Path, args: argpa
 def build(args: argparse.Namespace, target: Path) -> tuple[dict[str, list[Row]], dict]:
     """The rows of train and val, and their summary. Prints which columns are read."""
     source = Path(args.input_folder, args.model_name)
+    if Path(args.input_folder).is_dir():
+        check_path(source, "--model_name")
+    check_path(target, "--output_dir, --dataset_name, --model_name")
+    for name in args.compare_with if Path(args.input_folder).is_dir() else ():
+        check_path(Path(args.input_folder, name), "--compare_with")
     if not source.is_dir():
         source = Path(args.input_folder)
         if not source.is_dir():
@@ -204,9 +209,11 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser("Make train.json and val.json of a labelling model's predictions.")
     parser.prog = "python -m data.silver"
     add = parser.add_argument
-    add("--input_folder", required=True, help="predictions, in a folder of the model's name or right here")
+    help_text = "predictions, in a folder of the model's name or right here"
+    add("--input_folder", required=True, metavar="DIR", help=help_text)
     add("--model_name", required=True, help="the labelling model: a folder of the input and of the output")
-    add("--output_dir", default="data", help="writes OUTPUT_DIR/DATASET_NAME/MODEL_NAME/train.json, val.json")
+    help_text = "writes DIR/DATASET_NAME/MODEL_NAME/train.json, val.json (default: data)"
+    add("--output_dir", default="data", metavar="DIR", help=help_text)
     add("--dataset_name", default="silver", help="a folder of the output (default: silver)")
     add("--validation_ratio", type=float, default=0.2, help="share of the rows in val.json (default: 0.2)")
     add("--multiple", action="store_true", help="all labels that hold, not the simplest alone")
@@ -219,7 +226,12 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
     add("--deduplicate", action=argparse.BooleanOptionalAction, default=True, help=help_text)
     help_text = "more models to compare with: names in INPUT_FOLDER, or folders"
     add("--compare_with", nargs="+", default=[], metavar="MODEL", help=help_text)
-    add("--seed", type=int, default=0, help="which rows go to val.json, and in what order (default: 0)")
+    add(
+        "--seed",
+        type=number(int, 0),
+        default=0,
+        help="which rows go to val.json, and in what order (default: 0)",
+    )
     args = parser.parse_args(argv)
     if not 0 < args.validation_ratio < 1:
         raise UserError(f"--validation_ratio {args.validation_ratio:g}: expected a number between 0 and 1")

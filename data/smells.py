@@ -14,7 +14,6 @@ split. Where contexts of several files are near-duplicates, those of one file ar
 MOST_OF_A_RULE rows. The same Python version gives the same files, if its standard library is whole.
 """
 
-import argparse
 import importlib.util
 import json
 import platform
@@ -26,6 +25,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from core.errors import UserError, run_main
+from core.flags import Parser, number
 from core.results_table import format_table
 from data.docstrings import list_sources, write_folder
 from data.iac import add_fields
@@ -142,12 +142,14 @@ def build(root: Path, seed: int) -> tuple[dict[str, list[dict]], dict]:
 
 def main(argv: list[str] | None = None) -> dict:
     """Write the rows; returns what stands in their summary."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data.smells",
-        description="Write train, validation and test rows: findings in this Python's own library, real or not.",
+    parser = Parser(
+        "Write train, validation and test rows: findings in this Python's own library, real or not."
     )
-    parser.add_argument("--output_dir", default="rows/smells", help="folder to write to, default rows/smells")
-    parser.add_argument("--seed", type=int, default=0, help="which rows go to which split, and in what order")
+    parser.prog = "python -m data.smells"
+    folder_help = "folder to write to, default rows/smells"
+    parser.add_argument("--output_dir", metavar="DIR", default="rows/smells", help=folder_help)
+    seed_help = "which rows go to which split, and in what order"
+    parser.add_argument("--seed", type=number(int, 0), default=0, help=seed_help)
     args = parser.parse_args(argv)
     if not use_of_eval.__doc__:
         raise UserError(

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from core.cache import LabelColumn
 from core.errors import UserError
 from core.rank_rows import parse_rank_row
-from core.rows import BadRows, RowError, RowFormat, read_rows
+from core.rows import BadRows, RowError, RowFormat, field_names, read_rows
 from core.spent import row_hash
 from data.splits import find_near, group_near_duplicates, join_groups
 
@@ -88,7 +88,7 @@ def read_table(path: str, flag: str, args: argparse.Namespace, kind: LabelColumn
 def owner_of(row: dict, name: str, is_needed: bool) -> str:
     """The value of a group field as text; "" where it is empty, or not there and not needed. Raises RowError."""
     if is_needed and name not in row:
-        raise RowError(f"no field {name!r} (found: {', '.join(map(str, row))}); --group_field names it")
+        raise RowError(f"no field {name[:60]!r} (found: {field_names(row)}); --group_field names it")
     value = row.get(name)
     if value is None or isinstance(value, str):
         return (value or "").strip()

@@ -212,7 +212,7 @@ def write_files(folder: Path, files: Mapping[str, bytes], flag: str) -> None:
     Args:    files: name -> content | flag: which flag names the folder, for errors.
     Raises:  UserError when the disk is full or the folder cannot be written; the old files are as they were.
     """
-    exists = folder.is_dir()
+    exists = os.path.isdir(folder)  # where Path.is_dir raises, as for a name that is too long, False
     partial = (folder if exists else folder.parent) / f".partial-{os.getpid()}"  # on the same disk
     try:
         partial.mkdir(parents=True)

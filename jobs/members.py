@@ -134,7 +134,7 @@ def costs_of(own: Scored) -> dict[str, float]:
     """What a member's training cost. Raises UserError."""
     try:
         return measured_costs(own.folder, own.record)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise UserError(f"{own.folder}: is not whole, train it again: {error!r}") from None
 
 

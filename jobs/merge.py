@@ -20,8 +20,9 @@ from archs.build import Classifier
 from archs.lora import adapters, merged_state, remove_lora
 from archs.saving import load_model, save_model
 from core.errors import UserError, disk_errors, run_main
-from core.files import found_folder, write_text
+from core.files import copy_file, found_folder
 from core.flags import Parser, number
+from core.memory import choose_device
 from core.results_table import format_table
 from core.rows import BadRows, read_rows
 from core.runs import RunRecord
@@ -97,7 +98,7 @@ def main(argv=None) -> dict:
             raise UserError(f"{folder.parent}: its validation rows {data} are not here: give --data")
     if not data:
         raise UserError("--data: give rows to compare on; this folder belongs to no run")
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = str(choose_device(args.device))
     merged = {name: merge(model, DTYPES[name]) for name in DTYPES}
     bad = BadRows(data)
     predictor = Predictor(model, tokenizer, about, None, torch.device(device), "off", "auto")
@@ -122,7 +123,7 @@ def main(argv=None) -> dict:
         save_model(output, merged[args.dtype], tokenizer, about)
         for name in ("calibration", "thresholds", "thresholds.uncalibrated"):
             if (validation / f"{name}.json").is_file():
-                write_text(output / f"{name}.json", (validation / f"{name}.json").read_text(encoding="utf-8"))
+                copy_file(validation / f"{name}.json", output / f"{name}.json")
     print(f"\nmerged model: {output} ({args.dtype})")
     result = {"merged": str(output), "n": len(rows[0]), **found}
     print(json.dumps(result))

@@ -8,8 +8,9 @@ import numpy as np
 
 from core.cache import LabelColumn
 from core.errors import UserError
-from core.rows import BadRows, RowFormat, file_sha256, read_rows
+from core.rows import BadRows, RowError, RowFormat, file_sha256, read_rows
 from core.runs import RunRecord
+from core.stored import read_array
 
 FILES = {"validation": "val_data", "calibration": "calibration_data", "test": "test_data"}
 
@@ -56,7 +57,7 @@ def read_scored(folder: str | Path, split: str) -> Scored:
         raise UserError(f"{folder}: has no {split} rows; it was trained without --{FILES[split]}")
     try:
         names, truth = read_labels(path, record["data"][split], RowFormat(**about["row_format"]))
-        logits = np.load(folder / split / "logits.npy")
+        logits = read_array(folder / split / "logits.npy", "f", 2)
         truth = columns(truth, names, about["label_names"])
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
@@ -74,8 +75,11 @@ def read_labels(path: str, sha256: str, row_format: RowFormat) -> tuple[list[str
         why = "has changed since" if Path(path).is_file() else "is not there"
         raise UserError(f"was scored on {path}, which {why}; this needs its labels")
     labels = LabelColumn()
-    for _, row in read_rows(path, BadRows(path), "scored on"):
-        labels.add(row_format.labels(row))
+    for line, row in read_rows(path, BadRows(path), "scored on"):
+        try:
+            labels.add(row_format.labels(row))
+        except RowError as error:
+            raise UserError(f"was scored on {path}: line {line}: {error}") from None
     names, matrix = labels.finish()
     return names, matrix == 1 if matrix.ndim == 2 else matrix[:, None] == np.arange(len(names))
 

@@ -92,7 +92,9 @@ def test_numbers_by_hand():
     assert number(float, 0)("1e-3") == 0.001
     assert number(float, 0, 1)("1") == 1.0
     assert number(int, 1, auto=True)("auto") == "auto"
-    assert number(int, 0)("9" * 400) == int("9" * 400)
+    assert number(int, 0)("4294967295") == 2**32 - 1
+    with pytest.raises(argparse.ArgumentTypeError, match=r"at least 0 \(at most 4294967295\)"):
+        number(int, 0)("9" * 400)  # no library behind takes it as a seed or a size
     for text in ("2", "1.0001"):
         with pytest.raises(argparse.ArgumentTypeError, match="expected a number from 0 to 1"):
             number(float, 0, 1)(text)
@@ -197,3 +199,31 @@ def test_resume_of_no_run(tmp_path, monkeypatch):
     assert refused("--resume", str(tmp_path)) == f"--resume {tmp_path}: holds no run (no run.json); {wanted}"
     monkeypatch.chdir(tmp_path)
     assert refused("--resume") == f"--resume .: holds no run (no run.json); {wanted}"
+
+
+# -- paths and files of flags that cannot be -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        ("loop", "--train_data .*loop: is a loop of symbolic links"),
+        ("x" * 300, "--train_data .*xxx.*: File name too long"),
+        ("a_file/rows.jsonl", "--train_data .*: lies below a file, not in a folder"),
+        ("a\0b", "--train_data 'a.x00b': has a null character in it"),
+    ],
+)
+def test_paths_that_cannot_be_looked_for(tmp_path, monkeypatch, path, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "a_file").write_text("")
+    parser = Parser("")
+    parser.add_argument("--train_data", metavar="FILE")
+    with pytest.raises(UserError, match=message):
+        parser.parse_args(["--train_data", path])
+
+
+def test_a_file_of_flags_that_names_itself(tmp_path):
+    (tmp_path / "flags").write_text(f"@{tmp_path / 'flags'}\n")
+    with pytest.raises(UserError, match=r"names itself|Too many open files"):
+        Parser("").parse_args([f"@{tmp_path / 'flags'}"])

@@ -1,17 +1,34 @@
 """core/logs.py: no record twice and none of a step that was undone; the meter's numbers by hand."""
 
+import errno
+import itertools
 import json
 import math
+import threading
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from core import logs
 from core.logs import Meter, RunLog
+from tests.conftest import full_disk
 
 
 def records(folder) -> list[dict]:
-    return [json.loads(line) for line in (folder / "training_logs.jsonl").read_text().splitlines()]
+    """Without the time they were written at."""
+    lines = [json.loads(line) for line in (folder / "training_logs.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != logs.TIME} for line in lines]
+
+
+def events(folder) -> list[tuple[int, str, float, float]]:
+    """(step, tag, value, time) of all scalars in all event files as they stand there: no reader's purging."""
+    found = []
+    for path in sorted((folder / "tensorboard").glob(logs.EVENTS)):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                found.append((event.step, value.tag, value.tensor.float_val[0], event.wall_time))
+    return found
 
 
 def log_steps(folder, start: int, steps, value: float) -> None:
@@ -45,6 +62,7 @@ def check_resumed(make_log, folder, start: int) -> None:
     assert [(record["step"], record["train/loss"]) for record in records(folder)] == wanted
     board = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in board.Scalars("train/loss")] == wanted
+    assert [(step, value) for step, _, value, _ in events(folder)] == wanted
 
 
 @pytest.mark.parametrize("start", [0, 20, 40])  # 0: killed before its first checkpoint
@@ -65,7 +83,60 @@ def test_bite_a_log_that_only_appends_is_caught(tmp_path):
         check_resumed(AppendingLog, tmp_path, 20)
 
 
-@pytest.mark.parametrize("half", ['{"step": 30, "train/lo', '{"step": 3', "{", '{"other": 1}\n', "\0\0\0"])
+def test_what_a_killed_writer_had_not_flushed_is_shown_after_a_resume_at_its_own_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(logs.time, "time", lambda: 1_000_000_000.0)
+    log_steps(tmp_path, 0, (10, 20), 1.0)
+    for path in (tmp_path / "tensorboard").iterdir():
+        path.write_bytes(b"")
+    monkeypatch.undo()
+    log_steps(tmp_path, 20, (30,), 2.0)
+    assert [(step, value) for step, _, value, _ in events(tmp_path)] == [(10, 1.0), (20, 1.0), (30, 2.0)]
+    times = [time for *_, time in events(tmp_path)]
+    assert times[:2] == [1_000_000_000.0] * 2
+    assert times[2] > 1.5e9
+
+
+def test_a_reader_that_had_the_old_events_in_memory_forgets_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(logs.time, "time", itertools.count(1e9).__next__)  # files are named by the second
+    log_steps(tmp_path, 0, (10, 20, 30), 1.0)
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for value in (2.0, 3.0, 4.0):
+        log_steps(tmp_path, 20, (30,), value)
+        scalars = board.Reload().Scalars("train/loss")
+        assert [(event.step, event.value) for event in scalars] == [(10, 1.0), (20, 1.0), (30, value)]
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2  # the others of three resumes are gone
+
+
+def test_a_full_disk_that_only_tensorboard_meets_is_raised_and_no_traceback_of_a_thread(tmp_path, capfd):
+    log = RunLog(tmp_path)
+    log.write(10, {"train/loss": 0.5})
+    with full_disk(1000):
+        log.board.add_text("some/text", "x" * 2000, 10)
+        with pytest.raises(OSError) as caught:
+            log.close()
+    assert caught.value.errno == errno.EFBIG
+    assert "Traceback" not in capfd.readouterr().err
+    assert threading.excepthook == log.others_hook
+
+
+def test_each_record_is_in_the_event_file_at_once(tmp_path):
+    log = RunLog(tmp_path)
+    log.write(10, {"train/loss": 0.5})
+    assert [event[:3] for event in events(tmp_path)] == [(10, "train/loss", 0.5)]
+    log.close()
+
+
+def test_a_last_record_without_its_line_break_is_not_joined_to_the_next(tmp_path):
+    log_steps(tmp_path, 0, (10, 20), 1.0)
+    path = tmp_path / "training_logs.jsonl"
+    path.write_text(path.read_text()[:-1])
+    log_steps(tmp_path, 20, (30,), 2.0)
+    assert [record["step"] for record in records(tmp_path)] == [10, 30]
+
+
+@pytest.mark.parametrize(
+    "half", ['{"step": 30, "train/lo', '{"step": 3', "{", '{"other": 1}\n', "\0\0\0", "[1]\n"]
+)
 def test_a_half_last_line_is_dropped_and_the_rest_survives(half, tmp_path):
     log_steps(tmp_path, 0, (10, 20), 1.0)
     with open(tmp_path / "training_logs.jsonl", "a") as file:

@@ -173,6 +173,13 @@ def test_a_run_that_began_while_this_one_was_set_up_is_not_overwritten(tmp_path)
         RunRecord.open(tmp_path, arguments(), CPU, world=1, **FIXED)
 
 
+def test_a_rank_that_is_late_does_not_take_its_own_run_for_another(tmp_path, monkeypatch):
+    """Rank 0 can have written the record before another rank gets that far (found by bench.kill --ranks 2)."""
+    RunRecord.open(tmp_path, arguments(), CPU, world=2, **FIXED).write()
+    monkeypatch.setattr(runs, "on_main", lambda function, *args: None)  # as on rank 1
+    RunRecord.open(tmp_path, arguments(), CPU, world=2, **FIXED)
+
+
 # -- started again by torchrun -------------------------------------------------------------------------------
 
 
@@ -202,6 +209,34 @@ def test_without_an_output_dir_it_is_the_run_of_the_same_torchrun(run_id, is_fou
     assert begun_run(arguments(train_data="a.jsonl")) == (str(folder) if is_found else None)
 
 
+@pytest.mark.parametrize(("run_id", "is_found"), [("job7", True), ("job8", False)])
+@pytest.mark.parametrize("is_named", [True, False])
+@pytest.mark.parametrize("count", [0, 1])
+def test_of_several_agents_each_goes_on_whatever_it_has_counted(
+    count, is_named, run_id, is_found, tmp_path, monkeypatch
+):
+    """An agent whose processes are restarted because another's rank died still counts 0 (found by bench.chaos)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    started_again(monkeypatch, 0)
+    given = arguments(train_data="a.jsonl", output_dir=str(tmp_path / "run") if is_named else "")
+    assert begun_run(given) is None
+    folder = Path(run_folder(given))
+    RunRecord.open(folder, given, CPU, world=2, **FIXED).write()
+    started_again(monkeypatch, count, run_id)
+    assert begun_run(given) == (str(folder) if is_found else None)
+
+
+def test_several_agents_without_an_id_find_no_run_by_themselves(tmp_path, monkeypatch):
+    """Every torchrun has that id unless it is given one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    started_again(monkeypatch, 1, "none")
+    given = arguments(train_data="a.jsonl")
+    RunRecord.open(Path(run_folder(given)), given, CPU, world=2, **FIXED).write()
+    assert begun_run(given) is None
+
+
 def test_bite_a_record_that_takes_anything_is_caught(tmp_path):
     with pytest.raises(pytest.fail.Exception):
         check_refused(lambda folder, *args, **fixed: RunRecord.read(folder), tmp_path)
@@ -214,7 +249,7 @@ def test_folders_without_a_record(tmp_path):
             RunRecord.read(folder)
         assert str(caught.value) == f"{folder}: {what}; {expected}"
     (tmp_path / "run.json").write_text('{"status": ')
-    with pytest.raises(UserError, match=r"run\.json: invalid JSON: Expecting value"):
+    with pytest.raises(UserError, match=r"run\.json: is not whole: invalid JSON: Expecting value"):
         RunRecord.read(tmp_path)
 
 

@@ -167,9 +167,9 @@ def test_all_bad_rows_are_told_together(tmp_path):
     "flags, message",
     [
         (["--fields", "smell,prompt"], "'prompt' is none of smell, technology, file, content, code"),
-        (["--context_lines", "-1"], "--context_lines -1: expected 0 or more"),
+        (["--context_lines", "-1"], "--context_lines: -1: expected a whole number at least 0"),
         (["--output_dir", "{folder}"], "would be written over"),
-        (["--output_dir", "{folder}/a.jsonl/out"], "cannot be written"),
+        (["--output_dir", "{folder}/a.jsonl/out"], "a.jsonl/out: lies below a file, not in a folder"),
         (["--input", "{folder}/a.jsonl", "{folder}/more/a.jsonl"], "a second file named a"),
         (["--input", "{folder}/none.jsonl"], "no such file"),
     ],

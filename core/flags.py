@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ FREE_ON_RESUME = {
     "max_bad_steps",
     "profile",
     "baselines",
+    "shard",
 }
 
 
@@ -153,6 +155,12 @@ def add_batching_flags(parser: Parser) -> None:
     group.add_argument(
         "--overlap", action="store_true",
         help="several ranks: send gradients during the last backward pass; gives up the replay when memory ends",
+    )  # fmt: skip
+    group.add_argument(
+        "--shard", nargs="?", const="on", choices=("on", "off"), default="off",
+        help="several ranks: each keeps a part of every weight, gradient and moment (FSDP2), for models that one GPU "
+             "does not hold; costs two gathers of all weights and a reduction each micro-batch, and the replay when "
+             "memory ends",
     )  # fmt: skip
 
 
@@ -288,6 +296,24 @@ def add_shared_flags(parser: Parser) -> None:
     add_optimisation_flags(parser)
     add_evaluation_flags(parser)
     add_run_flags(parser)
+
+
+def check_shard(args: argparse.Namespace) -> bool:
+    """Whether --shard is on. Raises UserError where it cannot be."""
+    if args.shard != "on":
+        return False
+    if args.overlap:
+        raise UserError("--shard: sends gradients in each backward pass as it is: drop --overlap")
+    if args.compile == "on":
+        raise UserError(
+            "--shard: gathers weights by hooks, which --compile on would trace; drop one of the two"
+        )
+    if "WORLD_SIZE" not in os.environ:
+        raise UserError(
+            "--shard: divides a model among processes, and there is one: start it by torchrun --nproc_per_node=N, or "
+            "give --shard off"
+        )
+    return True
 
 
 def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:

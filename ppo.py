@@ -117,8 +117,9 @@ def parse_args(argv=None):
         raise UserError("--stop_kl: looks after each pass, and --ppo_epochs 1 has no further one: drop the flag")
     if args.kl_target and not args.kl_coef:
         raise UserError(f"--kl_target {args.kl_target}: adapts --kl_coef, which is 0; give one above 0")
-    if args.overlap:
-        raise UserError("--overlap: not in this loop: drop the flag")
+    for name in ("overlap", "shard"):
+        if getattr(args, name) in (True, "on"):
+            raise UserError(f"--{name}: not in this loop: drop the flag")
     alone = args.estimator in ("rloo", "grpo") and args.samples == 1
     if alone or (args.samples and args.estimator in ("exact", "supervised")):
         expected = "2 or more" if alone else "no --samples: it sees all candidates"

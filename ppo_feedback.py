@@ -87,7 +87,7 @@ def parse_args(argv=None):
                            ("val_data", "rows that choose the best step")):
         if not getattr(args, name):
             raise UserError(f"--{name}: not given; expected {expected}")
-    for name in ("overlap", "compile"):
+    for name in ("overlap", "shard", "compile"):
         if getattr(args, name) in (True, "on"):
             raise UserError(f"--{name}: not in this loop: drop the flag")
     if args.train_data not in ("", args.feedback):

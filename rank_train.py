@@ -27,9 +27,14 @@ from archs.embedding import densify_gradients, use_sparse_gradients
 from archs.loading import load_config, load_tokenizer, longest_input, resolve_name
 from archs.lora import add_lora, find_targets, frozen_dtype
 from archs.probes import choose_layout, draws_own_masks
-from archs.saving import load_weights, save_model
-from core.budget import Probe, overlap_error, settle_budgets, single_row_error, squares
-from core.checkpoint import last_checkpoint, load_checkpoint, own_part, read_state, save_checkpoint
+from archs.saving import load_weights, save_model, saved_state
+from archs.sharding import shard_model
+from core.budget import (
+    Probe, lower_for_resume, overlap_error, settle_budgets, shard_error, single_row_error, squares,
+)
+from core.checkpoint import (
+    checkpoint_tensors, last_checkpoint, load_checkpoint, own_part, read_state, save_checkpoint,
+)
 from core.dist import (
     OverlappedReduction, broadcast_parameters, close_dist, gather_to_main, on_main,
     reduce_gradients, step_seed, sum_over_ranks, worst_of_ranks,
@@ -37,7 +42,7 @@ from core.dist import (
 from core.errors import UserError, run_main
 from core.evaluate import headline, score_rows
 from core.finite import check_streak
-from core.flags import Parser, add_shared_flags, number, parse
+from core.flags import Parser, add_shared_flags, check_shard, number, parse
 from core.forecast import Forecast, in_words, report_dry_run, synchronize
 from core.interrupt import Stopped, agree, end_of_loop, stopped_text
 from core.launch import launch, set_up_numbers
@@ -53,6 +58,7 @@ from core.rank_report import choose_rank_metric, measure_ranking, report_ranking
 from core.report import is_better
 from core.runs import RunRecord
 from core.schedule import auto_epochs, auto_learning_rate, lr_scale, parameter_groups, warmup_steps
+from core.sharding import gathered, shares_in_words, whole
 from core.spent import check_uses, write_uses
 from losses.ranking import RANKING_LOSSES, make_ranking_loss
 
@@ -140,6 +146,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     """The run itself, from set-up to the final evaluation."""
     started = time.perf_counter()
     say = tqdm.write if rank == 0 else lambda *_: None
+    sharded = check_shard(args)
     amp_dtype = set_up_numbers(args, device, args.architecture)
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
 
@@ -185,10 +192,14 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     # shared: a prefix and its candidates in one row; packed: a row for each candidate; padded: where neither fits
     layout, in_blocks = choose_layout(args.share_prefix, args.packing, model, device, amp_dtype)
     in_blocks = in_blocks or attention_dropout(config) > 0  # a flash kernel's masks differ between candidates
-    model.to(device).train()
-    if device.type == "cpu":
-        use_sparse_gradients(model.inner)
-    broadcast_parameters([*model.parameters(), *model.buffers()])  # COMM
+    model.train()
+    if sharded:
+        shard_model(model, device, amp_dtype)  # H2D COMM  layer by layer: no device ever holds all of it
+    else:
+        model.to(device)
+        if device.type == "cpu":
+            use_sparse_gradients(model.inner)
+        broadcast_parameters([*model.parameters(), *model.buffers()])  # COMM
     if args.gradient_checkpointing:
         recompute_activations(model.inner)
     run_model = torch.compile(model, dynamic=True) if args.compile == "on" else model
@@ -214,7 +225,10 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
     loss_fn = make_ranking_loss(args.loss, args.tau)
 
     def autocast():
-        return torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None)
+        # with --shard weights come in this type; a cast kept from an earlier cut would give its gradient too late
+        return torch.autocast(
+            device.type, amp_dtype, enabled=amp_dtype is not None, cache_enabled=not sharded
+        )
 
     def forward(cut: RankCut) -> torch.Tensor:
         return run_model(cut)  # shared or packed (1, N), padded (M, T) -> (B, K)
@@ -224,11 +238,17 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
             scores = forward(cut)  # GPU
             loss = loss_fn(scores, cut.rewards, cut.keep) / denom  # GPU  this cut's share of the batch's loss
         with region("backward"):
-            scaler.scale(loss).backward()  # GPU  nothing is sent here
+            scaler.scale(loss).backward()  # GPU  nothing is sent here, but with --shard (COMM, forward too)
         return loss.detach()  # a device scalar: no host wait
 
     def score(name: str):
-        return score_rows(model, forward, feeds[name], eval_budget, amp_dtype, rank, world)  # GPU COMM D2H
+        return score_rows(
+            model, forward, feeds[name], eval_budget, amp_dtype, rank, world, sharded
+        )  # GPU COMM D2H
+
+    def held():
+        """What is saved of a sharded model, on rank 0's host; None where each rank has all of it."""
+        return gathered(saved_state(model)) if sharded else None  # COMM D2H
 
     def probe(index: np.ndarray, is_training: bool = True) -> Probe:
         reset_peak(device)
@@ -237,16 +257,22 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
             cut = feeds["train"].cut(index)
             forward_backward(cut, 1.0) if is_training else forward(cut)  # GPU
             peak = peak_bytes(device)  # SYNC
-        return Probe(plan.cost([index]), squares(plan, [index]), peak, time.perf_counter() - began)
+        took = time.perf_counter() - began
+        if sharded:
+            if peak == math.inf:
+                raise shard_error()
+            took = worst_of_ranks(round(1e6 * took)) / 1e6  # COMM  all ranks end their probes together
+        return Probe(plan.cost([index]), squares(plan, [index]), peak, took)
 
     MASKS.begin_step(step_seed(args.seed, 0, 0), True)  # so that probes pay for masks as steps do
     first, precision = int(plan.rows(0)[0]), str(amp_dtype or "float32").removeprefix("torch.")
-    if layout == "shared":
+    if layout == "shared" and not sharded:  # which wants the weights between passes
         with autocast():
             notes.append(compare_with_separate(model, feeds["train"], first, loss_fn, precision))  # GPU SYNC
     with autocast():
         forward_backward(feeds["train"].cut([first]), 1.0)  # GPU
     notes += freeze_unused(model)  # a weight without a gradient must not decay
+    notes += [shares_in_words(model)] if sharded else []
     params = [param for param in model.parameters() if param.requires_grad]
     num_params, num_trained = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in params)
 
@@ -262,7 +288,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
 
     # -- memory: what a token costs on this model, loss and precision; from it the budgets of a cut -------------
     stored = RunRecord.read(folder).record if args.resume else None  # probed budgets are run state
-    sizes = plan, longest, num_trained, device, world
+    sizes = plan, longest, num_trained // (world if sharded else 1), device, world  # a rank's moments
     budget, eval_budget = settle_budgets(args.max_tokens, stored, probe, *sizes)  # GPU SYNC COMM  with auto
     optimizer.zero_grad(set_to_none=True)
 
@@ -331,17 +357,21 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
             torch.manual_seed(step_seed(args.seed, step, rank))  # resume needs no generator state
             MASKS.begin_step(step_seed(args.seed, step, 0), True)  # a question's candidates share their masks
             cuts = plan.cuts(rows, budget.at(step), rank, world)  # this rank's micro-batches
+            fillers = plan.fillers(rows, budget.at(step), rank, world) if sharded else []
             step_loss, fault, num_done = torch.zeros((), device=device), 0, 0
             try:
                 with autocast():  # around all cuts: each weight is cast once a step
-                    for cut in feeds["train"](cuts):  # H2D  pinned, non_blocking, one cut ahead
+                    for cut in feeds["train"](cuts + fillers):  # H2D  pinned, non_blocking, one cut ahead
                         if overlap and num_done == len(cuts) - 1:
                             overlap.arm()  # COMM  from here on, during backward
-                        step_loss += forward_backward(cut, denom)  # GPU
+                        # with --shard COMM; every rank runs as many cuts, and a filler's loss is x / inf = 0
+                        step_loss += forward_backward(cut, denom if num_done < len(cuts) else math.inf)  # GPU
                         num_done += 1
             except torch.OutOfMemoryError:
                 if overlap:
                     raise overlap_error() from None
+                if sharded:
+                    raise shard_error(lower_for_resume(folder, budget, step, rank)) from None
                 failed = cuts[num_done]
                 fault = 1 if len(failed) > 1 else 2 + int(failed[0])  # to be split; or the row that cannot be
             fault, asked = agree(fault)  # COMM  over gloo: no device waits; asked: to end, by a signal
@@ -361,11 +391,11 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
             densify_gradients(params)
             if overlap:
                 overlap.finish()  # COMM
-            else:
+            elif not sharded:  # where each cut's backward pass has summed them already
                 reduce_gradients(params)  # COMM  once a step: flat buckets, summed over ranks
             scaler.unscale_(optimizer)
-            grad_norm = torch.nn.utils.clip_grad_norm_(params, args.max_grad_norm or math.inf)  # GPU
-            is_finite = grad_norm.isfinite()  # of all ranks' sum: the same everywhere
+            grad_norm = whole(torch.nn.utils.clip_grad_norm_(params, args.max_grad_norm or math.inf))  # GPU
+            is_finite = grad_norm.isfinite()  # of all ranks' sum (with --shard COMM): the same everywhere
             skipped, streak = skipped + ~is_finite, (streak + 1) * ~is_finite
             loss_sum += step_loss.where(is_finite, 0)
             if not scaler.is_enabled():  # an enabled one hands its own found_inf over
@@ -411,7 +441,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
             best["waited"] += 1
             if is_better(metrics, metric, best["value"]):
                 best = {"value": metrics[metric], "step": done, "waited": 0}
-                on_main(save_model, folder / "best_model", model, tokenizer, about)  # D2H
+                on_main(save_model, folder / "best_model", model, tokenizer, about, held())  # D2H COMM
             if log:
                 log.write(done, {f"eval/{name}": value for name, value in headline(metrics).items()})
             say(
@@ -427,7 +457,9 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
             state = {"best": best, "stop": stop, "log_start": log_start, "skipped": int(skipped)}  # SYNC
             state |= {"streak": int(streak), "train_s": meter.total_s, "scaler": scaler.state_dict()}  # SYNC
             state["loss_sums"] = gather_to_main(float(loss_sum))  # COMM SYNC
-            on_main(save_checkpoint, folder / "checkpoint", done, model, optimizer, state)  # D2H
+            files = gathered(checkpoint_tensors(model, optimizer)) if sharded else None  # COMM D2H
+            kept = done, model, optimizer, state, None, files
+            on_main(save_checkpoint, folder / "checkpoint", *kept)  # D2H
         if asked:
             say(stopped_text(asked, done, folder))
             raise Stopped(asked)
@@ -441,9 +473,12 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
         say(table)
 
     # -- final evaluation: what was saved as best is loaded again, and each split is scored once ---------------
-    on_main(save_model, folder / "final_model", model, tokenizer, about)  # D2H
-    on_main(load_weights, model, folder / "best_model")  # H2D
-    broadcast_parameters([*model.parameters(), *model.buffers()])  # COMM
+    on_main(save_model, folder / "final_model", model, tokenizer, about, held())  # D2H COMM
+    if sharded:
+        load_weights(model, folder / "best_model")  # H2D  each rank its part
+    else:
+        on_main(load_weights, model, folder / "best_model")  # H2D
+        broadcast_parameters([*model.parameters(), *model.buffers()])  # COMM
     scores = {name: score(name) for name in data if name != "train"}  # GPU COMM D2H
     bests = {"metric": metric, "value": best["value"], "step": best["step"]}
     total_s = time.perf_counter() - started

@@ -16,6 +16,7 @@ from archs.encoder import OwnHead
 from archs.lora import adapters, add_lora, linear_modules, short_names
 from core.errors import UserError
 from core.files import save_tensors, write_json
+from core.sharding import part_like
 from core.stored import ANY, NUMBER, read_json
 
 SHAPE = {  # of adapter_config.json
@@ -73,21 +74,21 @@ def task_type(architecture: str, head: str) -> str:
     return "FEATURE_EXTRACTION"
 
 
-def save_adapter(folder: Path, model: nn.Module, about: dict) -> None:
+def save_adapter(folder: Path, model: nn.Module, about: dict, state: dict[str, torch.Tensor]) -> None:
     """Write the adapter of a classifier.
 
-    Args: about: as in bareloop.json; `lora` holds rank, alpha, dropout, rslora, `base_model` a hub name or a folder.
+    Args: about: as in bareloop.json; `lora` holds rank, alpha, dropout, rslora, `base_model` a hub name or a folder |
+          state: the transformers model's state dict, of which what is neither adapter nor trained whole can be missing.
     Cost: D2H of the adapter.
     """
     inner, lora = model.inner, about["lora"]
     layers, whole = adapters(inner), whole_modules(model)
     tensors = {}
-    for name, layer in layers.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.lora_A
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.lora_B
+    for name in layers:
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = state[f"{name}.lora_A"]
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = state[f"{name}.lora_B"]
     for name in whole:
-        for key, value in inner.get_submodule(name).state_dict().items():
-            tensors[f"{PREFIX}{name}.{key}"] = value
+        tensors |= {f"{PREFIX}{key}": value for key, value in state.items() if key.startswith(f"{name}.")}
     save_tensors(tensors, folder / "adapter_model.safetensors")
     config = {"peft_type": "LORA", "task_type": task_type(about["architecture"], about["head"])}
     config |= {"base_model_name_or_path": about["base_model"], "r": lora["rank"], "lora_alpha": lora["alpha"]}
@@ -170,4 +171,4 @@ def put_weights(model: nn.Module, found: dict[str, torch.Tensor], whole: list[st
     if odd:
         raise UserError(f"{folder}: its adapter does not fit the model: {min(odd)}")
     for name, value in wanted.items():
-        value.copy_(found[name])
+        value.copy_(part_like(found[name], value))

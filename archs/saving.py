@@ -9,18 +9,19 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
-from archs.adapters import load_adapter, load_adapter_weights, save_adapter
+from archs.adapters import load_adapter, load_adapter_weights, save_adapter, whole_modules
 from archs.build import Classifier, build_model
 from archs.encoder import PooledHead
 from archs.loading import load_config, load_tokenizer, resolve_name
 from archs.lora import adapters
 from core.errors import UserError
 from core.files import found_folder, save_tensors, write_folder, write_json
+from core.sharding import local, read_parts
 from core.stored import ANY, NUMBER, ROW_FORMAT, check_shape, read_json
 
+ONE_FILE = "100TB"  # transformers would begin another after 50 GB, and load_weights reads one
 NEEDED = ("label_names", "multi_label", "head", "pooling", "attention", "architecture")
 SHAPE = {  # of bareloop.json
     **dict.fromkeys(
@@ -41,26 +42,58 @@ OPTIONAL = {  # of what may also be null, or a ranker's text
 }
 
 
-def save_model(folder: Path, model: Classifier, tokenizer: PreTrainedTokenizerBase, about: dict) -> None:
+def save_model(
+    folder: Path,
+    model: Classifier,
+    tokenizer: PreTrainedTokenizerBase,
+    about: dict,
+    whole: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Write a model folder, whole or not at all.
 
-    Args:   about: what bareloop.json holds; load_model reads it.
+    Args:   about: what bareloop.json holds; load_model reads it | whole: saved_state, gathered, where this rank has no
+            more than a part of each weight.
     Raises: OSError when it cannot be written; the folder that was there is still whole then.
     Cost:   D2H of all weights, with LoRA of the adapter and the head.
     """
 
+    state, prefix = saved_state(model) if whole is None else whole, inner_prefix(model)
+    inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
     def fill(part: Path) -> None:
         if adapters(model.inner):
-            save_adapter(part, model, about)
+            save_adapter(part, model, about, inner)
         else:
-            model.inner.save_pretrained(part)
+            given = None if whole is None else inner
+            model.inner.save_pretrained(part, state_dict=given, max_shard_size=ONE_FILE)
         if isinstance(model, PooledHead):
-            save_tensors(model.own_parts(), part / model.head_file)
+            save_tensors({name: state[name] for name in model.own_parts()}, part / model.head_file)
         tokenizer.model_max_length = about["max_length"]
         tokenizer.save_pretrained(part)
         write_json(part / "bareloop.json", about)
 
     write_folder(folder, fill)
+
+
+def inner_prefix(model: Classifier) -> str:
+    """What the transformers model's names begin with in the classifier's state dict."""
+    return next(f"{name}." for name, part in model.named_children() if part is model.inner)
+
+
+def saved_state(model: Classifier) -> dict[str, torch.Tensor]:
+    """What save_model writes, by its name in the classifier's state dict: everything, or all but an adapter's base.
+
+    Nothing is copied, so a sharded tensor stays one.
+    """
+    state, prefix = model.state_dict(keep_vars=True), inner_prefix(model)
+    if not adapters(model.inner):
+        return state
+    trained = tuple(f"{prefix}{name}." for name in whole_modules(model))
+    return {
+        name: value
+        for name, value in state.items()
+        if ".lora_" in name or name.startswith(trained) or not name.startswith(prefix)
+    }
 
 
 def load_weights(model: Classifier, folder: Path) -> None:
@@ -70,14 +103,14 @@ def load_weights(model: Classifier, folder: Path) -> None:
         load_adapter_weights(model, folder)
     else:
         try:
-            found = load_file(folder / "model.safetensors")
+            found = read_parts(folder / "model.safetensors", model.inner.state_dict().get)
             missing, unexpected = model.inner.load_state_dict(found, strict=False)
         except (OSError, SafetensorError, RuntimeError) as error:
             told = str(error).splitlines()[-1].strip()
             raise UserError(f"{folder}/model.safetensors: does not fit the model: {told}") from None
-        names = model.inner.state_dict()
-        read = {value.data_ptr() for name, value in names.items() if name not in missing}
-        odd = {name for name in missing if names[name].data_ptr() not in read} | set(unexpected)  # tied: read
+        names = {name: local(value).data_ptr() for name, value in model.inner.state_dict().items()}
+        read = {pointer for name, pointer in names.items() if name not in missing}
+        odd = {name for name in missing if names[name] not in read} | set(unexpected)  # tied: read
     if isinstance(model, PooledHead):
         odd |= load_head(model, folder)
     if odd:
@@ -88,7 +121,7 @@ def load_head(model: PooledHead, folder: Path) -> set[str]:
     """Read the head's file; returns the names that do not fit. Raises UserError when it cannot be read."""
     path = folder / model.head_file
     try:
-        parts = load_file(path)
+        parts = read_parts(path, model.state_dict().get)
         model.load_state_dict(parts, strict=False)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise UserError(f"{path}: does not fit the model: {str(error).splitlines()[-1].strip()}") from None

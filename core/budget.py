@@ -4,7 +4,9 @@ Bytes at the peak = a + b x tokens + c x squares: a is what stands still (weight
 every token costs, c what attention costs. squares: the sum of squared lengths of the rows; padded, of the padded ones.
 """
 
+import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,8 +14,10 @@ import torch
 
 from core.dist import worst_of_ranks
 from core.errors import UserError
+from core.files import write_json
 from core.memory import memory_limit, reset_peak
 from core.plan import Plan
+from core.runs import RunRecord
 
 PROBE_S = 10.0  # seconds that the probes may take before the last of them is begun
 SHARE = 0.9  # of the free memory that a cut may take
@@ -198,7 +202,8 @@ def settle_budgets(
     """The budgets of training and evaluation: a resumed run's own, those that were given, or found by probes.
 
     Args:  max_tokens: tokens a cut, or auto | stored: a resumed run's record | probe: called with rows, and whether the
-           backward pass belongs to it | longest: tokens of the longest row of any split | num_trained: parameters.
+           backward pass belongs to it | longest: tokens of the longest row of any split | num_trained: parameters
+           whose moments this rank keeps.
     Cost:  with auto GPU and SYNC a probe, COMM.
     """
     if stored is not None:
@@ -266,3 +271,28 @@ def overlap_error() -> UserError:
         "out of memory, and with --overlap a step cannot be done again: give a lower --max_tokens, or drop --overlap",
         is_own=True,
     )
+
+
+def shard_error(at: str = "") -> UserError:
+    """Memory ended with --shard, while the other ranks are inside a pass: nothing can be done again.
+
+    Args: at: what a resumed run will do about it.
+    """
+    return UserError(
+        "out of memory, and with --shard a step cannot be done again, since all ranks run it together: "
+        + (at or "give a lower --max_tokens"),
+        is_own=True,
+    )
+
+
+def lower_for_resume(folder: Path, budget: Budget, step: int, rank: int) -> str:
+    """Halve the budget from a step on in the run.json of a run that cannot go on; returns that in words.
+
+    Any rank can be the one, or several at once, so each writes a file of its own and renames it.
+    """
+    if not (folder / "run.json").exists():  # a dry run
+        return ""
+    part = folder / f"run.json.{rank}"
+    write_json(part, RunRecord.read(folder).record | {"budget_changes": budget.lower(step, budget.at(step))})
+    os.replace(part, folder / "run.json")
+    return f"--resume {folder} goes on from its last checkpoint with cuts of at most {budget.at(step)} tokens"

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from core.errors import UserError
 from core.files import as_os_error, save_tensors, sync_folder, sync_path, write_json
 from core.rows import file_sha256
+from core.sharding import is_sharded, read_parts
 
 SUMS = "sha256.json"
 KEPT = 2  # checkpoints: the last one, and one in case it is damaged
@@ -32,11 +32,13 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     state: dict,
     averages: dict[str, torch.Tensor] | None = None,
+    whole: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write the checkpoint of a finished step and drop all but the one before it.
 
     Args:    step: optimiser steps done | state: JSON-safe numbers of the loop (best metric, patience, sums since
-             the last log, the GradScaler's state) | averages: of the weights, where there are any (core/ema.py).
+             the last log, the GradScaler's state) | averages: of the weights, where there are any (core/ema.py) |
+             whole: checkpoint_tensors of all three, gathered, where this rank has no more than a part of each.
     Raises:  OSError when it cannot be written; the previous checkpoint is whole then.
     Cost:    D2H of model and optimiser state.
     """
@@ -45,14 +47,13 @@ def save_checkpoint(
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        save_tensors(trained_state(model), part / "model.safetensors")
-        tensors = {}
-        for index, values in optimizer.state_dict()["state"].items():
-            for name, value in values.items():
-                tensors[f"{index}.{name}"] = value if torch.is_tensor(value) else torch.tensor(value)
-        save_tensors(tensors, part / "optimizer.safetensors")
-        if averages:
-            save_tensors(averages, part / "averages.safetensors")
+        tensors = checkpoint_tensors(model, optimizer, averages) if whole is None else whole
+        files = {"model": {}, "optimizer": {}} | ({"averages": {}} if averages else {})
+        for name, value in tensors.items():
+            file, _, key = name.partition("/")
+            files[file][key] = value
+        for file, held in files.items():
+            save_tensors(held, part / f"{file}.safetensors")
         write_json(part / "state.json", {"step": step, **state})
         write_sums(part)
         sync_folder(part)
@@ -70,6 +71,18 @@ def save_checkpoint(
         shutil.rmtree(other, ignore_errors=True)
 
 
+def checkpoint_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, averages: dict[str, torch.Tensor] | None = None
+) -> dict[str, torch.Tensor]:
+    """What a checkpoint's files hold, as "file/name"; nothing is copied, so a sharded tensor stays one."""
+    found = {f"model/{name}": value for name, value in trained_state(model).items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        for name, value in values.items():
+            value = value if torch.is_tensor(value) else torch.tensor(value)
+            found[f"optimizer/{index}.{name}"] = value
+    return found | {f"averages/{name}": value for name, value in (averages or {}).items()}
+
+
 def write_sums(path: Path) -> None:
     """Write the sha256 of each file of a checkpoint beside them."""
     sums = {file.name: file_sha256(file) for file in sorted(path.iterdir()) if file.name != SUMS}
@@ -79,7 +92,8 @@ def write_sums(path: Path) -> None:
 def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """What training changes: buffers and parameters but for frozen ones, which are built again from the same base."""
     frozen = {name for name, param in model.named_parameters() if not param.requires_grad}
-    return {name: value for name, value in unshared(model.state_dict()).items() if name not in frozen}
+    state = unshared(model.state_dict(keep_vars=True))
+    return {name: value for name, value in state.items() if name not in frozen}
 
 
 def unshared(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -87,6 +101,7 @@ def unshared(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     seen, out = set(), {}
     for name, value in state.items():
         key = (value.data_ptr(), value.shape, value.stride()) if value.numel() else name
+        key = id(value) if is_sharded(value) else key  # by the object, as on every rank: a part can be empty
         if key not in seen:
             seen.add(key)
             out[name] = value
@@ -149,14 +164,16 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
     Raises: UserError when names or shapes do not fit.
     """
-    weights = load_file(path / "model.safetensors")
     wanted = trained_state(model)
+    weights = read_parts(path / "model.safetensors", wanted.get)
     odd = set(weights) ^ set(wanted) or {name for name in wanted if wanted[name].shape != weights[name].shape}
     if odd:
         raise UserError(f"{path}: is of another model: {sorted(odd)[0]} does not fit")
     model.load_state_dict(weights, strict=False)
+    params = [param for group in optimizer.param_groups for param in group["params"]]
     state: dict[int, dict] = {}
-    for name, value in load_file(path / "optimizer.safetensors").items():
+    moments = read_parts(path / "optimizer.safetensors", lambda name: params[int(name.split(".")[0])])
+    for name, value in moments.items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

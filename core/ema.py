@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+
+from core.sharding import is_sharded, local, read_parts
 
 
 class Ema:
@@ -25,20 +26,27 @@ class Ema:
     def update(self, step: int) -> None:
         """step: optimiser steps done before this one."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.averages, [param.detach() for param in self.params], 1 - decay)
+        params = [local(param.detach()) for param in self.params]
+        torch._foreach_lerp_([local(average) for average in self.averages], params, 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """In the block the model has the averages; no copy is made."""
+        """In the block the model has the averages; no copy is made (sharded: of one weight at a time)."""
         self._swap()
         try:
             yield
         finally:
             self._swap()
 
+    @torch.no_grad()
     def _swap(self) -> None:
         for k, param in enumerate(self.params):
-            param.data, self.averages[k] = self.averages[k], param.data
+            if is_sharded(param):  # fully_shard knows its parts by their memory
+                held = local(param).clone()
+                local(param).copy_(local(self.averages[k]))
+                local(self.averages[k]).copy_(held)
+            else:
+                param.data, self.averages[k] = self.averages[k], param.data
 
     def state(self) -> dict[str, torch.Tensor]:
         """For save_checkpoint."""
@@ -46,6 +54,6 @@ class Ema:
 
     def load(self, checkpoint: Path) -> None:
         """Take the averages of a checkpoint. Cost: H2D."""
-        found = load_file(checkpoint / "averages.safetensors")
+        found = read_parts(checkpoint / "averages.safetensors", lambda name: self.averages[int(name)])
         for k, average in enumerate(self.averages):
             average.copy_(found[str(k)])

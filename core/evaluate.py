@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from core.batches import Cut, Feed
-from core.budget import Budget
+from core.budget import Budget, shard_error
 from core.cache import TokenRows
 from core.dist import gather_to_main, worst_of_ranks
 from core.errors import UserError
 from core.files import save_array, write_json, write_text
 from core.metrics import calibration_summary, classification_metrics, probabilities
-from core.plan import eval_cuts
+from core.plan import eval_hands, fillers
 from core.plots import (
     confusion_figure,
     outcomes_figure,
@@ -56,18 +56,25 @@ def score_rows(
     amp_dtype: torch.dtype | None,
     rank: int,
     world: int,
+    sharded: bool = False,
 ) -> np.ndarray | None:
     """(n, C) float32 scores of all rows on rank 0, None on the others. The model is left in training mode.
 
-    Where memory ends the budget is halved, on all ranks, and all rows are scored again.
+    Where memory ends the budget is halved, on all ranks, and all rows are scored again; sharded: it ends the run, and
+    every rank runs as many cuts as any, the scores of those that it has no rows for are dropped.
+
+    Raises: UserError where memory ends on a single row, or with sharded.
     """
     model.eval()
     while True:
-        cuts = eval_cuts(feed.lengths, budget.at(0), rank, world, feed.device.type, feed.packed)
+        hands = eval_hands(feed.lengths, budget.at(0), world, feed.device.type, feed.packed)
+        cuts, more = hands[rank], fillers(hands, feed.lengths, rank) if sharded else []
         fault = 0
         try:
-            scores = score_cuts(forward, feed(cuts), amp_dtype, feed.device)
+            scores = score_cuts(forward, feed(cuts + more), amp_dtype, feed.device)
         except torch.OutOfMemoryError:
+            if sharded:
+                raise shard_error() from None
             fault = 1 if max(map(len, cuts)) > 1 else 2
         fault = worst_of_ranks(fault)  # COMM
         if not fault:
@@ -78,7 +85,8 @@ def score_rows(
             )
         budget.lower(0, worst_of_ranks(cut_cost(cuts, feed)))  # COMM
     model.train()
-    parts = gather_to_main((np.concatenate(cuts), scores.numpy()) if cuts else None)  # COMM
+    rows = np.concatenate(cuts) if cuts else []
+    parts = gather_to_main((rows, scores[: len(rows)].numpy()) if cuts else None)  # COMM
     if parts is None:
         return None
     logits = np.empty((len(feed.rows), feed.num_scores), np.float32)

@@ -24,6 +24,7 @@ FREE_ON_RESUME = {
     "max_bad_steps",
     "profile",
     "baselines",
+    "shard",
 }
 
 
@@ -199,6 +200,12 @@ def add_batching_flags(parser: Parser) -> None:
         "--overlap", action="store_true",
         help="several ranks: send gradients during the last backward pass; gives up the replay when memory ends",
     )  # fmt: skip
+    group.add_argument(
+        "--shard", nargs="?", const="on", choices=("on", "off"), default="off",
+        help="several ranks: each keeps a part of every weight, gradient and moment (FSDP2), for models that one GPU "
+             "does not hold; costs two gathers of all weights and a reduction each micro-batch, and the replay when "
+             "memory ends",
+    )  # fmt: skip
 
 
 def add_optimisation_flags(parser: Parser) -> None:
@@ -352,6 +359,24 @@ def check_stored(parser: Parser, stored: dict, where: str) -> None:
             is_good = isinstance(value, str) and (not action.choices or value in action.choices)
         if not is_good:
             raise UserError(f"{where}: --{action.dest} is {hide_keys(str(value))[:60]!r}; no flag gives that")
+
+
+def check_shard(args: argparse.Namespace) -> bool:
+    """Whether --shard is on. Raises UserError where it cannot be."""
+    if args.shard != "on":
+        return False
+    if args.overlap:
+        raise UserError("--shard: sends gradients in each backward pass as it is: drop --overlap")
+    if args.compile == "on":
+        raise UserError(
+            "--shard: gathers weights by hooks, which --compile on would trace; drop one of the two"
+        )
+    if "WORLD_SIZE" not in os.environ:
+        raise UserError(
+            "--shard: divides a model among processes, and there is one: start it by torchrun --nproc_per_node=N, or "
+            "give --shard off"
+        )
+    return True
 
 
 def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:

@@ -167,6 +167,15 @@ def deal_level(
     return best
 
 
+def fillers(hands: list[list[np.ndarray]], lengths: np.ndarray, rank: int) -> list[np.ndarray]:
+    """Cuts that count nothing, so that this rank runs as many as the one with the most: the shortest row each time."""
+    num_missing = max(map(len, hands)) - len(hands[rank])
+    if not num_missing:
+        return []
+    rows = np.concatenate([cut for hand in hands for cut in hand])
+    return [rows[[np.argmin(lengths[rows])]]] * num_missing
+
+
 @dataclass
 class Plan:
     """The steps of a run over one set of rows; see make_plan."""
@@ -190,9 +199,17 @@ class Plan:
 
     def cuts(self, rows: np.ndarray, max_tokens: int, rank: int, world: int) -> list[np.ndarray]:
         """This rank's cuts of a logical batch; a rank can be without any when rows < world."""
+        return self.hands(rows, max_tokens, world)[rank]
+
+    def hands(self, rows: np.ndarray, max_tokens: int, world: int) -> list[list[np.ndarray]]:
+        """Every rank's cuts of a logical batch."""
         if self.packed:
-            return pack_by_budget(rows, self.lengths, max_tokens, world)[rank]
-        return deal_level(rows, self.lengths, max_tokens, world, self.cut_cost)[rank]
+            return pack_by_budget(rows, self.lengths, max_tokens, world)
+        return deal_level(rows, self.lengths, max_tokens, world, self.cut_cost)
+
+    def fillers(self, rows: np.ndarray, max_tokens: int, rank: int, world: int) -> list[np.ndarray]:
+        """What this rank runs behind its cuts where all ranks must run equally many; see fillers."""
+        return fillers(self.hands(rows, max_tokens, world), self.lengths, rank)
 
     def cost(self, cuts: list[np.ndarray]) -> int:
         """Tokens that the cuts cost: packed those of their rows, padded rows x longest."""
@@ -242,12 +259,19 @@ def eval_cuts(
     packed: bool = False,
 ) -> list[np.ndarray]:
     """This rank's cuts of all rows, each row on exactly one rank, for scoring."""
+    return eval_hands(lengths, max_tokens, world, device_type, packed)[rank]
+
+
+def eval_hands(
+    lengths: np.ndarray, max_tokens: int, world: int, device_type: str = "cpu", packed: bool = False
+) -> list[list[np.ndarray]]:
+    """Every rank's cuts of all rows; see eval_cuts."""
     if len(lengths) == 0:
-        return []
+        return [[] for _ in range(world)]
     rows = np.arange(len(lengths))
     if packed:
-        return pack_sorted(rows, lengths, max_tokens, world)[rank]
-    return deal_level(rows, lengths, max_tokens, world, CUT_COST[device_type])[rank]
+        return pack_sorted(rows, lengths, max_tokens, world)
+    return deal_level(rows, lengths, max_tokens, world, CUT_COST[device_type])
 
 
 def pack_sorted(rows: np.ndarray, lengths: np.ndarray, max_tokens: int, world: int) -> list[list[np.ndarray]]:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from core.batches import Cut, make_cut
+from core.sharding import whole
 from tests.conftest import rank_rows, save_language_model, save_tiny, write_jsonl
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +37,7 @@ def first_gradient_of(main: Callable, flags: list[str]) -> torch.Tensor:
 
     def catch(optimizer, closure=None):
         params = [param for group in optimizer.param_groups for param in group["params"]]
-        raise Caught(torch.cat([param.grad.flatten().double() for param in params]))
+        raise Caught(torch.cat([whole(param.grad).flatten().double() for param in params]))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", catch)

@@ -12,6 +12,7 @@ import core.evaluate
 import predict
 import train
 from archs.lora import adapters
+from core.checkpoint import last_checkpoint
 from tests import test_one_gradient, test_resume
 from tests.conftest import save_language_model, save_tiny, toy_rows, write_jsonl
 from tests.helpers import replaced
@@ -78,7 +79,7 @@ def test_a_run_from_training_to_prediction(kind, flags_of, tmp_path):
     about = json.loads((folder / "best_model" / "bareloop.json").read_text())
     assert about["base_model"] == flags[flags.index("--model_name") + 1]
     assert about["lora"] == {"rank": 4, "alpha": 8.0, "dropout": 0.2, "rslora": True}
-    (checkpoint,) = (folder / "checkpoint").glob("step_*")
+    checkpoint = last_checkpoint(folder / "checkpoint")
     saved = load_file(checkpoint / "model.safetensors")
     assert set(saved) == set(filter(is_ours, seen))  # nothing of the base
     moved = [bool(value.any()) for name, value in saved.items() if name.endswith("lora_B")]

@@ -349,13 +349,14 @@ def test_a_folder_of_no_fit_leaves_scores_as_they_are(tmp_path):
 
 def test_the_two_files_belong_together(tmp_path):
     parameters = {"temperature": 2.0}
-    tuned = {"thresholds": {"a": 0.4}, "fit": fit_name("temperature", parameters)}
+    tuned = {"thresholds": {"a": 0.4}, "tuned_on": "rows", "fit": fit_name("temperature", parameters)}
+    own = {"thresholds": {"a": 0.3}, "tuned_on": "rows"}
     calibration = {"method": "temperature", "parameters": parameters, "label_names": ["a"]}
-    write_json(tmp_path / "thresholds.uncalibrated.json", {"thresholds": {"a": 0.3}})
+    write_json(tmp_path / "thresholds.uncalibrated.json", own)
     write_json(tmp_path / "thresholds.json", tuned)
     write_json(tmp_path / "calibration.json", calibration)
     assert read_fit(tmp_path, ["a"]) == ({"method": "temperature", "parameters": parameters}, tuned)
-    assert read_fit(tmp_path, ["a"], raw=True)[1] == {"thresholds": {"a": 0.3}}
+    assert read_fit(tmp_path, ["a"], raw=True)[1] == own
     with pytest.raises(UserError, match="of other classes than the model"):
         read_fit(tmp_path, ["b"])
     write_json(tmp_path / "calibration.json", calibration | {"parameters": {"temperature": 2.1}})

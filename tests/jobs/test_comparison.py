@@ -225,7 +225,7 @@ def test_what_a_comparison_cannot_use(root, tmp_path):
     assert "none.jsonl, which is not there" in told(
         arguments=record["arguments"] | {"test_data": "none.jsonl"}
     )
-    assert "is not whole, train it again" in told()
+    assert "logits.npy: is not whole" in told()
     np.save(copy / "test" / "logits.npy", np.zeros((3, 3)))
     (copy / "training_logs.jsonl").write_text((folder / "training_logs.jsonl").read_text())
     assert "scores are (3, 3), the labels in" in told()

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import resource
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -202,6 +203,10 @@ def pytest_configure(config) -> None:
     """Everything but `-m gpu` runs on the CPU, so that frozen curves are the same on every machine."""
     if "gpu" not in config.option.markexpr or "not gpu" in config.option.markexpr:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if (
+        signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    ):  # a shell's job in the background: Ctrl-C is tested too
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -357,7 +357,7 @@ def test_the_two_files_belong_together(tmp_path):
     write_json(tmp_path / "calibration.json", calibration)
     assert read_fit(tmp_path, ["a"]) == ({"method": "temperature", "parameters": parameters}, tuned)
     assert read_fit(tmp_path, ["a"], raw=True)[1] == own
-    with pytest.raises(UserError, match="thresholds.json.*: is not whole: no 'b'"):
+    with pytest.raises(UserError, match=r"thresholds.json.*: is not whole: no 'b'"):
         read_fit(tmp_path, ["b"])
     write_json(tmp_path / "calibration.json", calibration | {"parameters": {"temperature": 2.1}})
     with pytest.raises(UserError, match="are not of one fit"):

@@ -417,7 +417,7 @@ def fit(args, folder, rank, world, device, on_eval) -> dict:
             state |= {"skipped": int(skipped), "streak": int(streak), "train_s": meter.total_s}  # SYNC
             state |= {"scaler": scaler.state_dict()}  # SYNC
             on_main(save_checkpoint, folder / "checkpoint", done, model, optimizer, state)  # D2H
-            oldest = oldest_step(folder / "checkpoint") // plan.steps_per_epoch
+            oldest = max(0, oldest_step(folder / "checkpoint") - 1) // plan.steps_per_epoch
             for path in folder.glob("scores_*.npy") if log else ():
                 if int(path.stem.removeprefix("scores_")) < oldest:
                     path.unlink()  # no start from a checkpoint that is kept reads it

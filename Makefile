@@ -178,7 +178,7 @@ profile: setup $(if $(DATA),,$(BUILTIN_ROWS)/train.jsonl) ## record the bert job
 tensorboard: setup ## look at all runs in a browser
 	$(VENV)/bin/tensorboard --logdir runs
 
-test: setup ## the quick tests, about five minutes on two cores
+test: setup ## the quick tests, about six minutes on two cores
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
 test-slow: setup ## the longer tests
